@@ -1,0 +1,113 @@
+"""Program: stages in order, from inputs to outputs. What a user holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sympy import Expr
+
+from convgen.errors import FormulaError
+from convgen.symbolic import printer
+from convgen.symbolic.boundary import Boundary
+from convgen.symbolic.expr import Padded, Size, Stage, Tensor
+from convgen.symbolic.reductions import Reduction
+
+
+@dataclass(frozen=True)
+class Program:
+    """A layer: stages in order, from inputs to outputs.
+
+    inputs    parameters, states and inputs alike, in the user's order
+    outputs   tensors written by stages, in the order returned
+    saved     names of further tensors that backward needs (set by split)
+    updates   (state name, tensor name): the state takes that tensor's value after the run
+    reductions declared by the user are found in the stages.
+    """
+
+    name: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    stages: tuple[Stage, ...]
+    saved: tuple[str, ...] = ()
+    updates: tuple[tuple[str, str], ...] = ()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name: inputs, constants, then what the stages write."""
+        found = {t.name: t for t in self.inputs}
+        for t in self.constants():
+            found.setdefault(t.name, t)
+        for stage in self.stages:
+            found.update({t.name: t for t in stage.tensors})
+        return found
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor of that name; FormulaError lists the names there are."""
+        found = self.tensors()
+        if name not in found:
+            raise FormulaError(
+                f"program {self.name} has no tensor {name!r}", expected="one of " + ", ".join(found)
+            )
+        return found[name]
+
+    def constants(self) -> tuple[Tensor, ...]:
+        """Constant tensors that are read, in the order of creation."""
+        found: dict[Tensor, None] = {}
+        for stage in self.stages:
+            for piece in stage.pieces:
+                for access in piece.reads():
+                    if access.tensor.role == "constant":
+                        found.setdefault(access.tensor)
+        return tuple(sorted(found, key=lambda t: t.serial))
+
+    def sizes(self) -> tuple[str, ...]:
+        """Names of the extents that are not bound yet."""
+        found: dict[str, None] = {}
+        for t in self.tensors().values():
+            for extent in t.shape:
+                if isinstance(extent, Size):
+                    found.setdefault(extent.name)
+        return tuple(found)
+
+    @property
+    def output(self) -> Tensor:
+        """The only output; FormulaError when there are several."""
+        if len(self.outputs) != 1:
+            raise FormulaError(
+                f"program {self.name} has several outputs",
+                hint="program['NAME'] with one of " + ", ".join(t.name for t in self.outputs),
+            )
+        return self.outputs[0]
+
+    def __getitem__(self, index: Any) -> Any:
+        """program["Y"]: an output as a tensor for further formulas; program[n, k]: an access to
+        the only output. Reading it in another body makes this program's stages part of that one.
+        """
+        if isinstance(index, str):
+            found = next((t for t in self.outputs if t.name == index), None)
+            if found is None:
+                raise FormulaError(
+                    f"program {self.name} has no output {index!r}",
+                    expected="one of " + ", ".join(t.name for t in self.outputs),
+                )
+            return replace(found, source=self)
+        return replace(self.output, source=self)[index]
+
+    def pad(self, *modes: Boundary | str | int | float | Expr) -> Padded:
+        """The only output with a boundary, for further formulas."""
+        return replace(self.output, source=self).pad(*modes)
+
+    def __str__(self) -> str:
+        return printer.text(self)
+
+
+
+def program_reductions(program: Program) -> Iterable[Reduction]:
+    """The reductions used, each once, in order of first use."""
+    found: dict[str, Reduction] = {}
+    for stage in program.stages:
+        for piece in stage.pieces:
+            for reduce in piece.reduces:
+                found.setdefault(reduce.reduction.name, reduce.reduction)
+    return found.values()
