@@ -143,7 +143,9 @@ class Register:
 @dataclass(frozen=True, slots=True)
 class VectorLoad:
     """FLAT only: lanes elements of `buffer` at element offset + lane*stride (stride 0: broadcast).
-    Lanes from `valid` on are not read and are 0. Integer `offset` is an Index or integer Ops."""
+    Lanes from `valid` on are not read and are 0. Integer `offset` is a scalar: an Index or integer
+    Ops. With `mask` (bool, as many lanes; never when lanes is 1) lanes where it is false are not
+    read and are 0."""
 
     buffer: str
     offset: Expr
@@ -151,6 +153,21 @@ class VectorLoad:
     dtype: DType
     lanes: int
     valid: int
+    mask: Expr | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """FLAT only: in each lane the element of `buffer` at that lane of `offset` (i64, a vector).
+    Lanes from `valid` on, and lanes where `mask` (bool, as many lanes) is false, are not read and
+    are 0; their offsets may be anything."""
+
+    buffer: str
+    offset: Expr
+    dtype: DType
+    lanes: int
+    valid: int
+    mask: Expr | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +196,7 @@ class Lane:
 
 
 Expr: TypeAlias = (
-    "Const | Index | Load | Param | Reduced | Op | Register | VectorLoad | Broadcast | Lane"
+    "Const | Index | Load | Param | Reduced | Op | Register | VectorLoad | Gather | Broadcast | Lane"
 )
 
 
@@ -395,13 +412,15 @@ class Set:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Lanes of value below `valid` go to element offset + lane*stride of buffer."""
+    """Lanes of value below `valid` go to element offset + lane*stride of buffer, only those where
+    `mask` (bool, as many lanes as value; never when that is 1) is true. `offset` is a scalar."""
 
     buffer: str
     offset: Expr
     stride: int
     value: Expr
     valid: int
+    mask: Expr | None = None
 
 
 Stmt: TypeAlias = "Block | For | If | Let | Set | Store"
