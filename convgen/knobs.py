@@ -49,7 +49,7 @@ class Knob(Generic[T]):
 
     @property
     def value(self) -> T:
-        """The value in force; UserError when the environment holds what the knob does not accept."""
+        """The value in force; UserError when the environment holds what it does not accept."""
         override = self._override.get()
         if not isinstance(override, _Unset):
             return override
