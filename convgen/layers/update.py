@@ -1,0 +1,119 @@
+"""Optimizer steps as formulas over flat vectors of parameters.
+
+Each optimizer gives a Program with inputs P (parameters), G (gradients), its states, and scalar
+hyperparameters; the updates replace P and the states.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sympy
+
+from convgen.errors import ShapeError
+from convgen.symbolic import dsl
+from convgen.symbolic.expr import Tensor
+from convgen.symbolic.program import Program
+from convgen.types import DType, f32
+
+
+class Optimizer:
+    """Base of optimizers. `states`: names of vectors kept beside the parameters (start at zero);
+    `hyper`: names of scalar inputs, whose values `values(step)` gives for step 1, 2, ...
+    """
+
+    states: tuple[str, ...] = ()
+    hyper: tuple[str, ...] = ("lr",)
+
+    def __init__(self, lr: float) -> None:
+        if not lr >= 0:
+            raise ShapeError(f"learning rate {lr}", expected="a number >= 0")
+        self.lr = lr
+
+    def values(self, step: int) -> dict[str, float]:
+        """Values of the scalar inputs at that step (counted from 1)."""
+        return {"lr": self.lr}
+
+    def program(self, count: int, dtype: DType = f32) -> Program:
+        """The step for `count` parameters."""
+        raise TypeError(f"{type(self).__name__} gives no formula")
+
+    def _tensors(self, count: int, dtype: DType) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+        """(gradient access, vectors by name, scalars by name), each read at i."""
+        (i,) = dsl.axes("i")
+        vectors: dict[str, Tensor] = {"P": dsl.tensor("P", (count,), dtype, role="state")}
+        gradient = dsl.tensor("G", (count,), dtype)
+        for name in self.states:
+            vectors[name] = dsl.tensor(name, (count,), dtype, role="state")
+        scalars = {name: dsl.tensor(name, (), dtype)[()] for name in self.hyper}
+        return gradient[i], {n: t[i] for n, t in vectors.items()}, scalars
+
+
+def _number(value: float) -> sympy.Rational:
+    """The rational a decimal literal means: 0.9 is 9/10."""
+    return sympy.Rational(str(value))
+
+
+class SGD(Optimizer):
+    """torch.optim.SGD: g = G + weight_decay*P; V = momentum*V + (1 - dampening)*g;
+    P = P - lr*(V, or g + momentum*V with nesterov). V starts at zero (torch starts at the first
+    g, which is the same without dampening)."""
+
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ) -> None:
+        super().__init__(lr)
+        if nesterov and (momentum <= 0 or dampening != 0):
+            raise ShapeError("Nesterov momentum", expected="momentum > 0 and dampening 0")
+        self.momentum, self.dampening = momentum, dampening
+        self.weight_decay, self.nesterov = weight_decay, nesterov
+        self.states = ("V",) if momentum else ()
+
+    def program(self, count: int, dtype: DType = f32) -> Program:
+        gradient, vectors, scalars = self._tensors(count, dtype)
+        p, lr = vectors["P"], scalars["lr"]
+        g = gradient + _number(self.weight_decay) * p
+        (i,) = dsl.axes("i")
+        if not self.momentum:
+            return dsl.updates({"P": ([i], p - lr * g)}, name="sgd")
+        mu = _number(self.momentum)
+        velocity = dsl.define("V_new", [i], mu * vectors["V"] + (1 - _number(self.dampening)) * g)
+        step = g + mu * velocity[i] if self.nesterov else velocity[i]
+        return dsl.updates({"V": velocity, "P": ([i], p - lr * step)}, name="sgd")
+
+
+class Adam(Optimizer):
+    """torch.optim.Adam (Kingma and Ba, 2015): M = b1*M + (1-b1)*g; V = b2*V + (1-b2)*g^2;
+    P = P - lr * (M / c1) / (sqrt(V / c2) + eps), c = 1 - b^step."""
+
+    states = ("M", "V")
+    hyper = ("lr", "c1", "c2")
+
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(lr)
+        self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
+
+    def values(self, step: int) -> dict[str, float]:
+        return {"lr": self.lr, "c1": 1 - self.betas[0] ** step, "c2": 1 - self.betas[1] ** step}
+
+    def program(self, count: int, dtype: DType = f32) -> Program:
+        gradient, vectors, scalars = self._tensors(count, dtype)
+        (i,) = dsl.axes("i")
+        first, second = (_number(b) for b in self.betas)
+        g = gradient + _number(self.weight_decay) * vectors["P"]
+        mean = dsl.define("M_new", [i], first * vectors["M"] + (1 - first) * g)
+        square = dsl.define("V_new", [i], second * vectors["V"] + (1 - second) * g**2)
+        root = sympy.sqrt(square[i] / scalars["c2"]) + _number(self.eps)
+        step = scalars["lr"] * (mean[i] / scalars["c1"]) / root
+        return dsl.updates({"M": mean, "V": square, "P": ([i], vectors["P"] - step)}, name="adam")
