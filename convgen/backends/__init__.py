@@ -1,0 +1,1 @@
+"""Backends turn FLAT kernels into native code behind one protocol."""

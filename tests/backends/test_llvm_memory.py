@@ -1,0 +1,145 @@
+"""Loads and stores of every shape, and nothing outside what they name."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+
+import numpy as np
+import pytest
+
+from convgen.affine import ZERO, Affine
+from convgen.backends import llvm
+from convgen.ir.nodes import (
+    Block,
+    Buffer,
+    Const,
+    Form,
+    Index,
+    Kernel,
+    Layout,
+    Op,
+    Phase,
+    Register,
+    Set,
+    Stmt,
+    Store,
+    VectorLoad,
+)
+from convgen.target import target
+from convgen.types import DTYPES, DType, bool_, f32, f64, i64, u8
+
+NATIVE = target()
+
+
+def fenced(values: np.ndarray) -> np.ndarray:
+    """The values right before a page that may not be touched."""
+    page = mmap.PAGESIZE
+    size = values.nbytes
+    room = -(-size // page) * page
+    area = mmap.mmap(-1, room + page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(start + room), ctypes.c_size_t(page), 0) == 0
+    found = np.frombuffer(area, values.dtype, len(values), room - size)
+    found[:] = values
+    return found
+
+
+def call(body: Stmt, dtype: DType, x: np.ndarray, y: np.ndarray) -> None:
+    buffers = (
+        Buffer("X", dtype, x.shape, Layout.rowmajor(1), "input"),
+        Buffer("Y", dtype, y.shape, Layout.rowmajor(1), "output"),
+    )
+    kernel = Kernel("k", buffers, (Phase("run", body),), Form.FLAT)
+    artifact = llvm.compile_kernel(kernel, NATIVE)
+    library = llvm.load(artifact.object, NATIVE)
+    entry = ctypes.CFUNCTYPE(
+        None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
+    )(library.address(artifact.entries[0].symbol))
+    entry((ctypes.c_void_p * 2)(x.ctypes.data, y.ctypes.data), None, 0, 1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+@pytest.mark.parametrize("lanes", [1, 4, 16])
+def test_loads_and_stores(dtype: DType, lanes: int) -> None:
+    rng = np.random.default_rng(1)
+    for stride in (-1, 0, 1, 2, 3):
+        for valid in sorted({0, 1, lanes - 1, lanes // 2 + 1, lanes} & set(range(lanes + 1))):
+            reach = max(abs(stride) * (max(valid, 1) - 1) + 1, 1)
+            x = fenced(
+                rng.integers(0, 2 if dtype is bool_ else 100, reach).astype(dtype.numpy_name)
+            )
+            y = np.zeros(lanes, dtype.numpy_name)
+            start = reach - 1 if stride < 0 else 0
+            load = VectorLoad("X", Index(Affine((), start)), stride, dtype, lanes, valid)
+            call(Store("Y", Index(ZERO), 1, load, lanes), dtype, x, y)
+            want = np.zeros_like(y)
+            want[:valid] = [x[start + i * stride] for i in range(valid)]
+            np.testing.assert_array_equal(y, want, f"load {stride=} {valid=}")
+            if stride == 0 or valid == 0:
+                continue
+            source = rng.integers(0, 2 if dtype is bool_ else 100, lanes).astype(dtype.numpy_name)
+            out = fenced(np.zeros(reach, dtype.numpy_name))
+            whole = VectorLoad("X", Index(ZERO), 1, dtype, lanes, lanes)
+            call(Store("Y", Index(Affine((), start)), stride, whole, valid), dtype, source, out)
+            want = np.zeros_like(out)
+            for i in range(valid):
+                want[start + i * stride] = source[i]
+            np.testing.assert_array_equal(out, want, f"store {stride=} {valid=}")
+
+
+def test_offsets_computed_at_run_time() -> None:
+    x = np.arange(8, dtype=np.int64)[::-1].copy()
+    y = np.zeros(4, np.int64)
+    first = VectorLoad("X", Index(ZERO), 1, i64, 4, 4)
+    body = Block(
+        (
+            Set("i", Op("sub", (first, Const(4, i64, 4)), i64, 4)),
+            Store("Y", Index(ZERO), 1, VectorLoad("X", Register("i", i64, 4), 0, i64, 4, 4), 4),
+        )
+    )
+    call(body, i64, x, y)
+    np.testing.assert_array_equal(y, x[x[:4] - 4])
+
+
+def test_constants_are_part_of_the_kernel() -> None:
+    values = (1.0, -0.5, float("inf"))
+    for dtype in (f32, f64):
+        constant = Buffer("K", dtype, (3,), Layout.rowmajor(1), "constant", values)
+        out = Buffer("Y", dtype, (3,), Layout.rowmajor(1), "output")
+        body = Store("Y", Index(ZERO), 1, VectorLoad("K", Index(ZERO), 1, dtype, 3, 3), 3)
+        kernel = Kernel("k", (constant, out), (Phase("run", body),), Form.FLAT)
+        artifact = llvm.compile_kernel(kernel, NATIVE)
+        assert [a.name for a in artifact.signature] == ["Y"]
+        library = llvm.load(artifact.object, NATIVE)
+        y = np.zeros(3, dtype.numpy_name)
+        entry = ctypes.CFUNCTYPE(
+            None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
+        )(library.address("k_run"))
+        entry((ctypes.c_void_p * 1)(y.ctypes.data), None, 0, 1)
+        assert tuple(y.tolist()) == values
+
+
+def test_scratch_is_private_memory_of_the_call() -> None:
+    scratch = Buffer("S", u8, (5,), Layout.rowmajor(1), "scratch")
+    more = Buffer("T", f32, (4,), Layout.rowmajor(1), "scratch")
+    out = Buffer("Y", f32, (4,), Layout.rowmajor(1), "output")
+    body = Block(
+        (
+            Store("T", Index(ZERO), 1, Const(2.5, f32, 4), 4),
+            Store("S", Index(ZERO), 1, Const(7, u8, 5), 5),
+            Store("Y", Index(ZERO), 1, VectorLoad("T", Index(ZERO), 1, f32, 4, 4), 4),
+        )
+    )
+    kernel = Kernel("k", (scratch, more, out), (Phase("run", body),), Form.FLAT)
+    artifact = llvm.compile_kernel(kernel, NATIVE)
+    assert artifact.scratch_bytes == 128
+    y, own = np.zeros(4, np.float32), np.zeros(192, np.uint8)
+    start = -own.ctypes.data % 64
+    library = llvm.load(artifact.object, NATIVE)
+    entry = ctypes.CFUNCTYPE(
+        None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64
+    )(library.address("k_run"))
+    entry((ctypes.c_void_p * 1)(y.ctypes.data), own.ctypes.data + start, 0, 1)
+    np.testing.assert_array_equal(y, np.full(4, 2.5, np.float32))
