@@ -16,7 +16,16 @@ import sympy
 from sympy import Expr, S, Symbol
 
 from convgen.errors import FormulaError
-from convgen.symbolic.functions import equal, is_nan, less, logical_or, maximum, minimum, select
+from convgen.symbolic.functions import (
+    abs_,
+    equal,
+    is_nan,
+    less,
+    logical_or,
+    maximum,
+    minimum,
+    select,
+)
 from convgen.types import DType, i64
 
 ELEMENT = Symbol("v", real=True)  # the element being added
@@ -114,15 +123,19 @@ ARGMAX = _indexed("argmax", _later_wins, S.NegativeInfinity)
 ARGMIN = _indexed("argmin", _smaller_wins, S.Infinity)
 
 _top = maximum(a0, b0)
-# Stable: the state is (maximum m, sum of exp(v - m)); equal() keeps -inf - -inf out of exp.
+
+
+def _share(m: Expr) -> Expr:
+    """exp(m - top), with inf - inf kept out of exp. At a tie of finite maxima this is the exp
+    itself, not the constant 1: its derivative is needed there."""
+    return select(less(abs_(m), S.Infinity), sympy.exp(m - _top), equal(m, _top))
+
+
+# Stable: the state is (maximum m, sum of exp(v - m)).
 LOGSUMEXP = Reduction(
     "logsumexp",
     (ELEMENT, S.One),
-    (
-        _top,
-        a1 * select(equal(a0, _top), S.One, sympy.exp(a0 - _top))
-        + b1 * select(equal(b0, _top), S.One, sympy.exp(b0 - _top)),
-    ),
+    (_top, a1 * _share(a0) + b1 * _share(b0)),
     (S.NegativeInfinity, S.Zero),
     (a0 + sympy.log(a1),),
     COTANGENT * sympy.exp(ELEMENT - result(0)),
