@@ -53,7 +53,8 @@ def digits(shape: Sequence[int], layout: Layout) -> tuple[Digit, ...]:
     """The physical dimensions, outermost first.
 
     >>> from convgen.ir.nodes import Layout
-    >>> [(d.dimension, d.extent, d.stride) for d in digits((2, 20, 3), Layout((0, 2, 1), ((1, 16),)))]
+    >>> blocked = Layout((0, 2, 1), ((1, 16),))
+    >>> [(d.dimension, d.extent, d.stride) for d in digits((2, 20, 3), blocked)]
     [(0, 2, 96), (2, 3, 32), (1, 2, 16), (1, 16, 1)]
     """
     check_layout(layout, len(shape))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from convgen.affine import Affine, Constraint
 from convgen.ir.nodes import (
@@ -34,6 +36,7 @@ from convgen.ir.nodes import (
     Stmt,
     VectorLoad,
 )
+from convgen.ir.rounding import round_float
 
 INDENT = "  "
 _INFIX = {  # name -> (sign, how tightly it binds)
@@ -56,8 +59,16 @@ _INFIX = {  # name -> (sign, how tightly it binds)
 # Expressions
 
 
-def text_of(expr: Expr, reduces: tuple[str, ...] = (), outer: int = 0) -> str:
-    """One expression. `reduces` names the results of a nest's reduces; `outer` is how tightly the
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What a nest calls things: the result of each reduce, and the order of axes in sums."""
+
+    reduces: tuple[str, ...] = ()
+    order: Mapping[str, int] | None = None
+
+
+def text_of(expr: Expr, names: Names | None = None, outer: int = 0) -> str:
+    """One expression. `names` are those of the nest around it; `outer` is how tightly the
     surroundings bind.
 
     >>> from convgen.types import f32
@@ -65,13 +76,15 @@ def text_of(expr: Expr, reduces: tuple[str, ...] = (), outer: int = 0) -> str:
     >>> text_of(Op("mul", (Op("add", (x, Const(1, f32)), f32), Const(0.5, f32)), f32))
     '(X{zero}[i - 1] + 1.0) * 0.5'
     """
+    names = names or Names()
     if isinstance(expr, Op):
-        return _operation(expr, reduces, outer)
+        return _operation(expr, names, outer)
     if isinstance(expr, Load):
-        index = ", ".join(i.text() for i in expr.index)
-        return f"{expr.buffer}{_edges(expr.edges, reduces)}[{index}]"
+        index = ", ".join(i.text(names.order) for i in expr.index)
+        return f"{expr.buffer}{_edges(expr.edges, names)}[{index}]"
     if isinstance(expr, Reduced):
-        name = reduces[expr.reduce] if expr.reduce < len(reduces) else f"reduced{expr.reduce}"
+        known = expr.reduce < len(names.reduces)
+        name = names.reduces[expr.reduce] if known else f"reduced{expr.reduce}"
         return name if expr.item == 0 else f"{name}.{expr.item}"
     if isinstance(expr, VectorLoad):
         offset = text_of(expr.offset)
@@ -79,12 +92,12 @@ def text_of(expr: Expr, reduces: tuple[str, ...] = (), outer: int = 0) -> str:
     if isinstance(expr, Broadcast):
         return f"splat({text_of(expr.value)}, {expr.lanes})"
     if isinstance(expr, Lane):
-        return f"{text_of(expr.value, reduces, 9)}.lane({expr.lane})"
+        return f"{text_of(expr.value, names, 9)}.lane({expr.lane})"
     if isinstance(expr, Const):
         number = _number(expr)
         return number if expr.lanes == 1 else f"splat({number}, {expr.lanes})"
     if isinstance(expr, Index):
-        inner = expr.value.text()
+        inner = expr.value.text(names.order)
         if expr.lanes > 1:
             return f"ramp({inner}, {expr.stride}, {expr.lanes})"
         return (
@@ -95,17 +108,17 @@ def text_of(expr: Expr, reduces: tuple[str, ...] = (), outer: int = 0) -> str:
     return expr.name
 
 
-def _operation(op: Op, reduces: tuple[str, ...], outer: int) -> str:
+def _operation(op: Op, names: Names, outer: int) -> str:
     if op.name in _INFIX:
         sign, level = _INFIX[op.name]
-        a = text_of(op.args[0], reduces, level)
-        b = text_of(op.args[1], reduces, level + 1)
+        a = text_of(op.args[0], names, level)
+        b = text_of(op.args[1], names, level + 1)
         made = f"{a} {sign} {b}"
         return f"({made})" if level < outer else made
     if op.name == "neg":
-        made = f"-{text_of(op.args[0], reduces, 6)}"
+        made = f"-{text_of(op.args[0], names, 6)}"
         return f"({made})" if outer > 4 else made
-    args = ", ".join(text_of(a, reduces) for a in op.args)
+    args = ", ".join(text_of(a, names) for a in op.args)
     if op.name == "cast":
         return f"{op.dtype}({args})"
     return f"{op.name}({args})"
@@ -118,10 +131,16 @@ def _number(const: Const) -> str:
         return str(int(const.value))
     if math.isnan(const.value) or math.isinf(const.value):
         return str(float(const.value))
-    return repr(float(const.value))
+    value = float(const.value)
+    if const.dtype.bits == 32:  # the fewest digits that give this number back
+        for digits in range(1, 9):
+            short = float(f"{value:.{digits}g}")
+            if round_float(short, 32) == value:
+                return repr(short)
+    return repr(value)
 
 
-def _edges(edges: tuple[Edge | None, ...], reduces: tuple[str, ...]) -> str:
+def _edges(edges: tuple[Edge | None, ...], names: Names) -> str:
     if all(e is None for e in edges):
         return ""
     words: list[str] = []
@@ -129,7 +148,7 @@ def _edges(edges: tuple[Edge | None, ...], reduces: tuple[str, ...]) -> str:
         if edge is None:
             words.append(".")
         elif edge.kind == "constant" and edge.value is not None:
-            words.append(text_of(edge.value, reduces))
+            words.append(text_of(edge.value, names))
         else:
             words.append(edge.kind)
     return "{" + ", ".join(words) + "}"
@@ -144,20 +163,16 @@ def _slice(lanes: int, stride: int, valid: int) -> str:
     return made if valid == lanes else made + f", first {valid}"
 
 
-def guard_text(guard: Constraint) -> str:
+def guard_text(guard: Constraint, order: Mapping[str, int] | None = None) -> str:
     """A condition with its positive terms on the left: ``i <= j``, ``(h + 1) % 2 == 0``."""
     if guard.kind == "%":
-        inner = guard.value.text()
-        return (
-            f"({inner}) % {guard.modulus} == 0"
-            if " " in inner
-            else f"{inner} % {guard.modulus} == 0"
-        )
-    left = Affine(
-        tuple((a, c) for a, c in guard.value.terms if c > 0), max(guard.value.constant, 0)
-    )
+        inner = guard.value.text(order)
+        inner = f"({inner})" if " " in inner else inner
+        return f"{inner} % {guard.modulus} == 0"
+    positive = tuple((a, c) for a, c in guard.value.terms if c > 0)
+    left = Affine(positive, max(guard.value.constant, 0))
     right = left - guard.value
-    return f"{left.text()} {guard.kind} {right.text()}"
+    return f"{left.text(order)} {guard.kind} {right.text(order)}"
 
 
 def buffer_text(buffer: Buffer) -> str:
@@ -212,25 +227,38 @@ def nest_text(nest: Nest) -> str:
     return "\n".join(_nest_lines(nest, ""))
 
 
+def names_of(nest: Nest) -> Names:
+    """The names that the expressions of a nest are printed with."""
+    return Names(reduce_names(nest), {axis: i for i, (axis, _) in enumerate(nest.axes)})
+
+
 def _nest_lines(nest: Nest, pad: str) -> list[str]:
     lines = [f"{pad}{axis} = {value.text()}" for axis, value in nest.axes if value.single != axis]
-    first = next((i for i, lp in enumerate(nest.loops) if lp.reduce is not None), len(nest.loops))
+    first = _first_reduce(nest)
     tile = [lp for lp in nest.loops[first:] if lp.reduce is None]
+    names = names_of(nest)
     for loop in nest.loops[:first]:
         pad = _open_loop(nest, loop, pad, lines)
-    if nest.guards:
-        lines.append(f"{pad}if {' and '.join(guard_text(g) for g in nest.guards)}:")
-        pad += INDENT
-    names = reduce_names(nest)
-    for number, name in enumerate(names):
-        _reduce_lines(nest, number, name, tile, pad, lines)
-    inner = pad
+    pad = _open_guards(nest.guards, names, pad, lines)
+    for number in range(len(nest.reduces)):
+        _reduce_lines(nest, number, tile, pad, lines)
     for loop in tile:
-        inner = _open_loop(nest, loop, inner, lines, attached=not nest.reduces)
+        pad = _open_loop(nest, loop, pad, lines, attached=not nest.reduces)
     for store in nest.stores:
-        index = ", ".join(i.text() for i in store.index)
-        lines.append(f"{inner}{store.buffer}[{index}] = {text_of(store.value, names)}")
+        index = ", ".join(i.text(names.order) for i in store.index)
+        lines.append(f"{pad}{store.buffer}[{index}] = {text_of(store.value, names)}")
     return lines
+
+
+def _first_reduce(nest: Nest) -> int:
+    return next((i for i, lp in enumerate(nest.loops) if lp.reduce is not None), len(nest.loops))
+
+
+def _open_guards(guards: tuple[Constraint, ...], names: Names, pad: str, lines: list[str]) -> str:
+    if not guards:
+        return pad
+    lines.append(f"{pad}if {' and '.join(guard_text(g, names.order) for g in guards)}:")
+    return pad + INDENT
 
 
 def _open_loop(nest: Nest, loop: Loop, pad: str, lines: list[str], attached: bool = True) -> str:
@@ -243,10 +271,9 @@ def _open_loop(nest: Nest, loop: Loop, pad: str, lines: list[str], attached: boo
     return pad + INDENT
 
 
-def _reduce_lines(
-    nest: Nest, number: int, name: str, tile: list[Loop], pad: str, lines: list[str]
-) -> None:
-    reduce = nest.reduces[number]
+def _reduce_lines(nest: Nest, number: int, tile: list[Loop], pad: str, lines: list[str]) -> None:
+    reduce, names = nest.reduces[number], names_of(nest)
+    name = names.reduces[number]
     tiled = f"[{', '.join(lp.name for lp in tile)}]" if tile else ""
     notes = ["in registers"] if reduce.carried else []
     if reduce.factored:
@@ -255,32 +282,29 @@ def _reduce_lines(
     tail = f"  # {', '.join(notes)}" if notes else ""
     lines.append(f"{pad}{name}{tiled} = {start}{tail}")
     inner = pad
-    first = next((i for i, lp in enumerate(nest.loops) if lp.reduce is not None), len(nest.loops))
-    for loop in nest.loops[first:]:
+    for loop in nest.loops[_first_reduce(nest) :]:
         if loop.reduce in (None, number):
             inner = _open_loop(nest, loop, inner, lines)
-    if reduce.guards:
-        lines.append(f"{inner}if {' and '.join(guard_text(g) for g in reduce.guards)}:")
-        inner += INDENT
-    lines.append(f"{inner}{name} = {_combined(name, reduce)}")
+    inner = _open_guards(reduce.guards, names, inner, lines)
+    lines.append(f"{inner}{name} = {_combined(name, reduce, names)}")
     projected = ", ".join(text_of(p) for p in reduce.combiner.project)
     if projected != "a0":
-        lines.append(f"{pad}{name} = project({name})")
+        lines.append(f"{pad}{name}{tiled} = project({name})")
 
 
-def _combined(name: str, reduce: ReduceNode) -> str:
+def _combined(name: str, reduce: ReduceNode, names: Names) -> str:
     """``sum + X[i] * W[i]`` where one operation joins them, else the combiner by its name."""
     combiner = reduce.combiner
-    body = text_of(reduce.body)
+    body = text_of(reduce.body, names)
     if _is_plain(combiner):
         op = combiner.combine[0]
         assert isinstance(op, Op)
         if op.name in _INFIX:
             sign, level = _INFIX[op.name]
-            return f"{name} {sign} {text_of(reduce.body, outer=level + 1)}"
+            return f"{name} {sign} {text_of(reduce.body, names, level + 1)}"
         return f"{op.name}({name}, {body})"
     uses_position = any(_mentions(e, "p") for e in combiner.lift)
-    position = f", {reduce.position.text()}" if uses_position else ""
+    position = f", {reduce.position.text(names.order)}" if uses_position else ""
     return f"combine({name}, lift({body}{position}))"
 
 

@@ -1,0 +1,109 @@
+"""Reductions of formulas become combiners.
+
+State dtypes: a component declared with a dtype has it. The others have the element's, except that
+sums and products of integers are exact in 64 bits: where `combine` adds or multiplies, i32 and
+narrower integers and bool accumulate in i64 (u32 too; u64 stays u64), and results have that dtype.
+Extrema keep the element's dtype (bool becomes i64). Floats accumulate in their own dtype. Where a
+body gives a float from integers (exp in logsumexp), the state is f32.
+"""
+
+from __future__ import annotations
+
+import sympy
+from sympy import Expr as Body
+from sympy import Symbol
+
+from convgen.ir.nodes import Combiner, Const, Expr, Param
+from convgen.ir.rounding import number_of
+from convgen.passes.lower.bodies import BodyLowering, convert, number
+from convgen.symbolic.expr import Result
+from convgen.symbolic.reductions import ELEMENT, POSITION, Reduction, left, right
+from convgen.types import DType, bool_, i64, promote, u64
+
+# The placeholders of a reduction, as Results so that bodies over them have dtypes.
+_PLACES = -1
+
+
+def accumulator(reduction: Reduction, element: DType) -> DType:
+    """The dtype of the state components that follow the element."""
+    if element == bool_:
+        return i64
+    adds = any(body.has(sympy.Add, sympy.Mul) for body in reduction.combine)
+    if element.is_integer and adds and element != u64:
+        return i64
+    return element
+
+
+def lower_reduction(reduction: Reduction, element: DType) -> Combiner:
+    """The combiner for elements of that dtype; its parameter v has the accumulator's dtype."""
+    own = accumulator(reduction, element)
+    kinds = [d or own for d in reduction.dtypes]
+    for _ in kinds:  # a state that combines to a float is a float
+        kinds = _widen(reduction, own, kinds)
+    symbols, lowering = _environment(reduction, own, kinds)
+
+    def emit(body: Body, dtype: DType) -> Expr:
+        return lowering.emit(body.xreplace(symbols), dtype)
+
+    project: list[Expr] = []
+    for body in reduction.project:
+        dtype = lowering.type_of(body.xreplace(symbols)) or kinds[0]
+        project.append(emit(body, dtype))
+    return Combiner(
+        reduction.name,
+        tuple(kinds),
+        tuple(emit(b, k) for b, k in zip(reduction.lift, kinds, strict=True)),
+        tuple(emit(b, k) for b, k in zip(reduction.combine, kinds, strict=True)),
+        tuple(_identity(b, k) for b, k in zip(reduction.identity, kinds, strict=True)),
+        tuple(project),
+        reduction.associative,
+        reduction.commutative,
+    )
+
+
+def _widen(reduction: Reduction, own: DType, kinds: list[DType]) -> list[DType]:
+    symbols, lowering = _environment(reduction, own, kinds)
+    found: list[DType] = []
+    for lift, combine, declared, kind in zip(
+        reduction.lift, reduction.combine, reduction.dtypes, kinds, strict=True
+    ):
+        for body in (lift, combine):
+            seen = lowering.type_of(body.xreplace(symbols))
+            if declared is None and seen is not None and seen.is_float:
+                kind = promote(kind, seen)
+        found.append(kind)
+    return found
+
+
+def _environment(
+    reduction: Reduction, own: DType, kinds: list[DType]
+) -> tuple[dict[Symbol, Result], BodyLowering]:
+    params: list[tuple[Symbol, Param]] = [
+        (ELEMENT, Param("v", own)),
+        (POSITION, Param("p", i64)),
+    ]
+    for i, kind in enumerate(kinds):
+        params.append((left(i), Param(f"a{i}", kind)))
+        params.append((right(i), Param(f"b{i}", kind)))
+    order = sorted(range(len(params)), key=lambda i: params[i][1].name)
+    symbols = {params[i][0]: Result(_PLACES, place) for place, i in enumerate(order)}
+    results: dict[Result, Expr] = {symbols[symbol]: param for symbol, param in params}
+    return symbols, BodyLowering({}, {}, {}, results, in_reduce=True)
+
+
+def _identity(body: Body, dtype: DType) -> Const:
+    value = number(body)
+    assert value is not None, body
+    return Const(number_of(value, dtype), dtype)
+
+
+def element_value(lowering: BodyLowering, body: Body, reduction: Reduction, weak: DType) -> Expr:
+    """The element of a reduce: computed in the body's dtype (`weak` where only numbers occur),
+    then converted to the accumulator's."""
+    element = lowering.type_of(body) or (i64 if body.is_integer else weak)
+    return convert(lowering.emit(body, element), accumulator(reduction, element))
+
+
+def element_dtype(lowering: BodyLowering, body: Body, weak: DType) -> DType:
+    """The dtype in which a reduce's body is computed."""
+    return lowering.type_of(body) or (i64 if body.is_integer else weak)
