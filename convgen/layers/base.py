@@ -20,7 +20,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Initializer:
-    """How an array starts: "constant" (value), "uniform" (low, high) or "normal" (mean, deviation)."""
+    """How an array starts: "constant" (a), "uniform" (a..b) or "normal" (mean a, deviation b)."""
 
     kind: str
     a: float = 0.0
@@ -40,9 +40,9 @@ def kaiming_uniform(fan_in: int) -> Initializer:
 
 @dataclass(frozen=True)
 class ParameterSpec:
-    """A parameter or state of a layer. `name` as in PyTorch's state dict ("weight"), `tensor` its name
-    in the formula ("W"). A state is not trained; the program's updates change it. `dtype` None: the
-    network's."""
+    """A parameter or state of a layer. `name` as in PyTorch's state dict ("weight"), `tensor` its
+    name in the formula ("W"). A state is not trained; the program's updates change it. `dtype`
+    None: the network's."""
 
     name: str
     tensor: str
@@ -92,6 +92,8 @@ class Layer:
         words: list[str] = []
         for position, (name, p) in enumerate(inspect.signature(type(self)).parameters.items()):
             value = getattr(self, name)
+            if isinstance(value, tuple) and value and len(set(value)) == 1:  # pyright: ignore
+                value = value[0]  # one number for all dimensions  # pyright: ignore
             if p.kind is p.VAR_POSITIONAL:
                 words += [repr(v) for v in value]
             elif p.default is p.empty and position < 4:

@@ -78,9 +78,7 @@ def convolution_program(
     over = [c, *taps] if depth > 1 or groups == 1 else list(taps)
     kinds = (ZERO, ZERO, *(boundary,) * rank)
     tap = 0 if depth == 1 and groups > 1 else c
-    body: Any = dsl.sum_over(
-        over, x.pad(*kinds)[(n, source, *index)] * w[(channel, tap, *taps)]
-    )
+    body: Any = dsl.sum_over(over, x.pad(*kinds)[(n, source, *index)] * w[(channel, tap, *taps)])
     if bias:
         body = body + dsl.tensor("b", (filters,), dtype, role="parameter")[channel]
     used = {a: e for a, e in extents.items() if a in over or a in positions or a is n}
@@ -111,14 +109,22 @@ class _Convolution(Layer):
         padding_mode: str = "zeros",
     ) -> None:
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size = positive(per_dimension(kernel_size, self.rank, "kernel_size"), "kernel_size")
+        self.kernel_size = positive(
+            per_dimension(kernel_size, self.rank, "kernel_size"), "kernel_size"
+        )
         self.stride = positive(per_dimension(stride, self.rank, "stride"), "stride")
         self.dilation = positive(per_dimension(dilation, self.rank, "dilation"), "dilation")
-        self.padding = padding if isinstance(padding, str) else per_dimension(padding, self.rank, "padding")
+        self.padding = (
+            padding if isinstance(padding, str) else per_dimension(padding, self.rank, "padding")
+        )
         self.groups, self.bias, self.padding_mode = groups, bias, padding_mode
         self._pads = self._resolve_padding()
         self.boundary = boundary_of(padding_mode)
-        if min(in_channels, out_channels, groups) < 1 or in_channels % groups or out_channels % groups:
+        if (
+            min(in_channels, out_channels, groups) < 1
+            or in_channels % groups
+            or out_channels % groups
+        ):
             raise ShapeError(
                 f"groups={groups} does not divide the channels",
                 expected="a divisor of in_channels and out_channels",
@@ -130,7 +136,9 @@ class _Convolution(Layer):
             if self.padding == "valid":
                 return ((0, 0),) * self.rank
             if self.padding != "same":
-                raise ShapeError(f"padding={self.padding!r}", expected="'valid', 'same' or integers")
+                raise ShapeError(
+                    f"padding={self.padding!r}", expected="'valid', 'same' or integers"
+                )
             if any(s != 1 for s in self.stride):
                 raise ShapeError("padding='same' needs stride 1", got=f"stride={self.stride}")
             totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
@@ -242,7 +250,9 @@ class _TransposedConvolution(Layer):
         padding_mode: str = "zeros",
     ) -> None:
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel_size = positive(per_dimension(kernel_size, self.rank, "kernel_size"), "kernel_size")
+        self.kernel_size = positive(
+            per_dimension(kernel_size, self.rank, "kernel_size"), "kernel_size"
+        )
         self.stride = positive(per_dimension(stride, self.rank, "stride"), "stride")
         self.padding = positive(per_dimension(padding, self.rank, "padding"), "padding", least=0)
         self.output_padding = positive(
@@ -254,7 +264,11 @@ class _TransposedConvolution(Layer):
             raise ShapeError(
                 f"padding_mode={padding_mode!r}", expected="'zeros' for transposed convolution"
             )
-        if min(in_channels, out_channels, groups) < 1 or in_channels % groups or out_channels % groups:
+        if (
+            min(in_channels, out_channels, groups) < 1
+            or in_channels % groups
+            or out_channels % groups
+        ):
             raise ShapeError(
                 f"groups={groups} does not divide the channels",
                 got=f"in_channels={in_channels}, out_channels={out_channels}",
@@ -347,9 +361,7 @@ def _transposed(adjoint: Program, bias: bool, dtype: DType) -> Program:
         return Definition((access(out),), d.domain, reduces, (value,))
 
     stages = tuple(
-        Stage(
-            tuple(rename.get(t.name, t) for t in s.tensors), tuple(piece(d) for d in s.pieces)
-        )
+        Stage(tuple(rename.get(t.name, t) for t in s.tensors), tuple(piece(d) for d in s.pieces))
         for s in adjoint.stages
     )
     return Program("conv_transpose", (x, w, b) if bias else (x, w), (y,), stages)

@@ -90,7 +90,9 @@ class Flatten(Layer):
         digits: list[Any] = []
         weight = 1
         for extent in reversed(middle):
-            digits.insert(0, (flat // weight) % extent if len(digits) + 1 < len(middle) else flat // weight)
+            digits.insert(
+                0, (flat // weight) % extent if len(digits) + 1 < len(middle) else flat // weight
+            )
             weight *= extent
         source = (*index[:start], *digits, *index[start + 1 :])
         x = dsl.tensor("X", shape, dtype)

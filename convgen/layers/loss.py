@@ -48,7 +48,8 @@ class CrossEntropyLoss(Loss):
         rows = dsl.define(
             "L",
             [n],
-            dsl.logsumexp_over([k], x[n, k]) - dsl.sum_over([k], select(equal(t[n], k), x[n, k], 0)),
+            dsl.logsumexp_over([k], x[n, k])
+            - dsl.sum_over([k], select(equal(t[n], k), x[n, k], 0)),
         )
         return dsl.define("loss", [], dsl.sum_over([n], rows[n]) / shape[0], name="cross_entropy")
 

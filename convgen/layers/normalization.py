@@ -35,7 +35,10 @@ class _BatchNorm(Layer):
         c = (self.num_features,)
         specs: list[ParameterSpec] = []
         if self.affine:
-            specs += [ParameterSpec("weight", "gamma", c, ONES), ParameterSpec("bias", "beta", c, ZEROS)]
+            specs += [
+                ParameterSpec("weight", "gamma", c, ONES),
+                ParameterSpec("bias", "beta", c, ZEROS),
+            ]
         if self.track_running_stats:
             specs += [
                 ParameterSpec("running_mean", "running_mean", c, ZEROS, trained=False),
@@ -48,7 +51,7 @@ class _BatchNorm(Layer):
         if len(shape) not in self.ranks or shape[1] != self.num_features:
             raise ShapeError(
                 f"{self!r}: input",
-                expected=f"rank {' or '.join(map(str, self.ranks))} with {self.num_features} channels",
+                expected=f"rank {' or '.join(map(str, self.ranks))}, {self.num_features} channels",
                 got=str(list(shape)),
             )
         return shape
@@ -75,9 +78,7 @@ class _BatchNorm(Layer):
                     f"{self!r}: one value per channel", expected="a larger batch when training"
                 )
             mean = dsl.define("mean", [c], dsl.sum_over(over, x[index]) / count)
-            variance = dsl.define(
-                "var", [c], dsl.sum_over(over, (x[index] - mean[c]) ** 2) / count
-            )
+            variance = dsl.define("var", [c], dsl.sum_over(over, (x[index] - mean[c]) ** 2) / count)
             at, scale = mean[c], variance[c]
         else:
             at, scale = running[c], spread[c]  # pyright: ignore[reportPossiblyUnboundVariable]
@@ -89,11 +90,12 @@ class _BatchNorm(Layer):
             return program
         m = sympy.Rational(str(self.momentum))
         unbiased = sympy.Rational(count, count - 1)  # pyright: ignore[reportPossiblyUnboundVariable]
-        moved = {
-            "running_mean": (1 - m) * running[c] + m * at,  # pyright: ignore
-            "running_var": (1 - m) * spread[c] + m * unbiased * scale,  # pyright: ignore
-        }
-        return dsl.with_updates(program, {s: ([c], value) for s, value in moved.items()})
+        moved = [
+            dsl.define("new_mean", [c], (1 - m) * running[c] + m * at),  # pyright: ignore
+            dsl.define("new_var", [c], (1 - m) * spread[c] + m * unbiased * scale),  # pyright: ignore
+        ]
+        changes = {"running_mean": "new_mean", "running_var": "new_var"}
+        return dsl.combine("batch_norm", [program, *moved], outputs=["Y"], updates=changes)
 
 
 class BatchNorm1d(_BatchNorm):

@@ -12,7 +12,7 @@ from convgen.layers.base import Layer, Shape, expect_rank, per_dimension, positi
 from convgen.layers.convolution import POSITIONS, TAPS, output_size
 from convgen.symbolic import dsl
 from convgen.symbolic.boundary import OMIT, ZERO
-from convgen.symbolic.functions import maximum, minimum
+from convgen.symbolic.functions import less_equal, maximum, minimum
 from convgen.symbolic.program import Program
 from convgen.types import DType, f32
 
@@ -176,7 +176,7 @@ class AvgPool1d(_AvgPool):
 
 
 class AvgPool2d(_AvgPool):
-    """2-d average pooling, torch.nn.AvgPool2d; zero padding counts unless count_include_pad=False."""
+    """2-d average pooling, torch.nn.AvgPool2d; padding counts unless count_include_pad=False."""
 
     rank = 2
 
@@ -217,7 +217,7 @@ class _AdaptiveAvgPool(Layer):
             extents |= {y: o, h: i}
             first, end = (y * i) // o, -((-(y + 1) * i) // o)
             if o > 1:
-                where += [dsl.at_most(first, h), dsl.at_most(h + 1, end)]
+                where += [less_equal(first, h), less_equal(h + 1, end)]
             counts = counts * (end - first if o > 1 else i)
         body = dsl.sum_over(list(inputs), x[(n, c, *inputs)], where=where) / counts
         return dsl.define("Y", [n, c, *positions], body, extents=extents, name="adaptive_avg_pool")

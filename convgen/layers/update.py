@@ -6,6 +6,7 @@ hyperparameters; the updates replace P and the states.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import sympy
@@ -49,6 +50,12 @@ class Optimizer:
         return gradient[i], {n: t[i] for n, t in vectors.items()}, scalars
 
 
+def _step(name: str, states: Mapping[str, Program]) -> Program:
+    """One program in which every state takes the value that its program computes."""
+    changes = {state: program.output.name for state, program in states.items()}
+    return dsl.combine(name, list(states.values()), updates=changes)
+
+
 def _number(value: float) -> sympy.Rational:
     """The rational a decimal literal means: 0.9 is 9/10."""
     return sympy.Rational(str(value))
@@ -80,11 +87,12 @@ class SGD(Optimizer):
         g = gradient + _number(self.weight_decay) * p
         (i,) = dsl.axes("i")
         if not self.momentum:
-            return dsl.updates({"P": ([i], p - lr * g)}, name="sgd")
+            return _step("sgd", {"P": dsl.define("P_new", [i], p - lr * g)})
         mu = _number(self.momentum)
         velocity = dsl.define("V_new", [i], mu * vectors["V"] + (1 - _number(self.dampening)) * g)
         step = g + mu * velocity[i] if self.nesterov else velocity[i]
-        return dsl.updates({"V": velocity, "P": ([i], p - lr * step)}, name="sgd")
+        moved = dsl.define("P_new", [i], p - lr * step)
+        return _step("sgd", {"V": velocity, "P": moved})
 
 
 class Adam(Optimizer):
@@ -116,4 +124,5 @@ class Adam(Optimizer):
         square = dsl.define("V_new", [i], second * vectors["V"] + (1 - second) * g**2)
         root = sympy.sqrt(square[i] / scalars["c2"]) + _number(self.eps)
         step = scalars["lr"] * (mean[i] / scalars["c1"]) / root
-        return dsl.updates({"M": mean, "V": square, "P": ([i], vectors["P"] - step)}, name="adam")
+        moved = dsl.define("P_new", [i], vectors["P"] - step)
+        return _step("adam", {"M": mean, "V": square, "P": moved})

@@ -17,7 +17,7 @@ from convgen.layers.dense import Add, Concat
 
 
 class Module:
-    """Base of networks. Set layers as attributes, write `forward(self, x)`, use layers as functions.
+    """Base of networks. Set layers as attributes, write `forward(self, x)`, call layers on values.
 
     Branches, `add` and `concat` are functions on values:
 
@@ -90,7 +90,7 @@ class Sequential(Module):
 
 @dataclass(eq=False)
 class Value:
-    """A tensor of a network under construction: a shape (batch included) and where it comes from."""
+    """A tensor of a network under construction: a shape (batch included) and where it is from."""
 
     graph: Graph
     number: int
@@ -148,7 +148,9 @@ class Graph:
         """Append a node; the layer's own errors name the layer's path."""
         for value in values:
             if not isinstance(value, Value) or value.graph is not self:  # pyright: ignore
-                raise FormulaError(f"{layer!r} is applied to {value!r}", expected="values of forward")
+                raise FormulaError(
+                    f"{layer!r} is applied to {value!r}", expected="values of forward"
+                )
         shapes = tuple(v.shape for v in values)
         path = self._paths.get(id(layer))
         if path is None:

@@ -28,7 +28,9 @@ def _read(path: Path) -> bytes:
         raw = path.read_bytes()
         return gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError("the gzip data is damaged or truncated", where=str(path), got=str(error)) from None
+        raise DataError(
+            "the gzip data is damaged or truncated", where=str(path), got=str(error)
+        ) from None
     except OSError as error:
         raise DataError("the file cannot be read", where=str(path), got=str(error)) from None
 
@@ -83,7 +85,10 @@ def load_mnist(folder: str | Path, part: str = "train") -> tuple[NDArray[Any], N
     images, labels = load_idx(image_file), load_idx(label_file)
     if images.ndim != 3 or images.dtype != np.uint8:
         raise DataError(
-            "not MNIST images", where=str(image_file), expected="uint8 of rank 3", got=str(images.shape)
+            "not MNIST images",
+            where=str(image_file),
+            expected="uint8 of rank 3",
+            got=str(images.shape),
         )
     if labels.shape != images.shape[:1]:
         raise DataError(

@@ -1,0 +1,369 @@
+"""A compiled network: weights, predictions, training, files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convgen.errors import DataError, ShapeError
+from convgen.layers.base import Layer, Shape
+from convgen.layers.loss import Loss
+from convgen.layers.update import Optimizer
+from convgen.runtime import checkpoint, progress
+from convgen.runtime.data.stream import Stream, run_seed
+from convgen.runtime.kernel import Built, build_program
+from convgen.runtime.module import Graph, Module, trace
+from convgen.runtime.plan import Plan, Weights, inference_plan, part, training_plan
+from convgen.runtime.progress import Epoch
+from convgen.runtime.threads import thread_count
+from convgen.symbolic.program import Program
+from convgen.target import target as target_of
+from convgen.types import DType, dtype_of
+
+Array = NDArray[Any]
+Augment = Callable[[Array, np.random.Generator], Array]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a training plan was made for."""
+
+    loss: Loss
+    optimizer: Optimizer
+
+
+class Network:
+    """A module compiled for one input shape. Made by `convgen.compile(module, input=...)`.
+
+    `weights` holds parameters and running statistics; `graph` the traced layers. Plans are built
+    at first use: prediction and training share the weights.
+    """
+
+    def __init__(
+        self,
+        module: Layer | Module,
+        shapes: Sequence[Shape],
+        *,
+        mode: str = "train",
+        dtype: DType | str = "f32",
+        target: str = "native",
+        threads: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if mode not in ("train", "infer"):
+            raise ShapeError(f"mode {mode!r}", expected="'train' or 'infer'")
+        self.module, self.mode = module, mode
+        self.shapes = [tuple(int(e) for e in s) for s in shapes]
+        self.dtype = dtype_of(dtype)
+        self.target, self.threads = target_of(target), threads
+        self.graph: Graph = trace(module, self.shapes)
+        self.weights = Weights.allocate(self.graph.specs, self.dtype)
+        self.step = 0
+        self.history: list[Epoch] = []
+        self.compile_seconds = 0.0
+        self._built: dict[str, Built] = {}
+        self._inference: tuple[Plan, list[str]] | None = None
+        self._training: tuple[Setup, Plan, list[str]] | None = None
+        self.initialize(seed)
+
+    # -- weights ---------------------------------------------------------------------------------
+
+    def initialize(self, seed: int) -> None:
+        """Draw all parameters anew from PyTorch's distributions, each from a generator of its own
+        (so a layer's start does not depend on the layers before it)."""
+        for number, (name, _, spec) in enumerate(self.graph.specs):
+            generator = np.random.Generator(np.random.PCG64([seed, number]))
+            start = spec.initializer
+            array = self.weights[name]
+            if start.kind == "constant":
+                array[...] = start.a
+            elif start.kind == "uniform":
+                array[...] = generator.uniform(start.a, start.b, array.shape)
+            else:
+                array[...] = generator.normal(start.a, start.b, array.shape)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of all parameters and states by PyTorch's names ("0.weight")."""
+        return {name: np.array(self.weights[name]) for name, _, _ in self.graph.specs}
+
+    def load_state_dict(self, arrays: Mapping[str, Any]) -> None:
+        """Take parameters and states by name. Refuses missing, unknown or misshapen arrays before
+        anything is changed; PyTorch's num_batches_tracked is passed over."""
+        given = {n: a for n, a in arrays.items() if not n.endswith("num_batches_tracked")}
+        wanted = {name: spec.shape for name, _, spec in self.graph.specs}
+        for label, names in (
+            ("missing", wanted.keys() - given.keys()),
+            ("unknown", given.keys() - wanted.keys()),
+        ):
+            if names:
+                raise DataError(f"{label} in the state dict: {', '.join(sorted(names))}")
+        ready = {n: np.asarray(a) for n, a in given.items()}
+        for name, array in ready.items():
+            if array.shape != tuple(wanted[name]):
+                raise DataError(
+                    f"{name} has another shape", expected=str(wanted[name]), got=str(array.shape)
+                )
+        for name, array in ready.items():
+            self.weights[name][...] = array
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained parameters."""
+        return self.graph.parameter_count()
+
+    # -- plans -----------------------------------------------------------------------------------
+
+    def _build(self, program: Program) -> Built:
+        key = str(program)
+        if key not in self._built:
+            self._built[key] = build_program(program, self.target, in_place=True)
+        return self._built[key]
+
+    def _timed(self, make: Callable[[], tuple[Plan, list[str]]]) -> tuple[Plan, list[str]]:
+        start = time.perf_counter()
+        result = make()
+        self.compile_seconds += time.perf_counter() - start
+        return result
+
+    def inference(self) -> tuple[Plan, list[str]]:
+        """(plan, output regions) of the forward pass."""
+        if self._inference is None:
+            self._inference = self._timed(
+                lambda: inference_plan(self.graph, self.weights, self._build)
+            )
+        return self._inference
+
+    def training(self, loss: Loss, optimizer: Optimizer) -> tuple[Plan, list[str]]:
+        """(plan, output regions) of a training step; kept while loss and optimizer stay the same."""
+        if self.mode != "train":
+            raise ShapeError("this network was compiled for inference", hint="mode='train'")
+        if len(self.graph.outputs) != 1:
+            raise ShapeError("training needs a network with one output")
+        setup = Setup(loss, optimizer)
+        if self._training is not None and _same(self._training[0], setup):
+            return self._training[1:]
+        plan = self._timed(
+            lambda: training_plan(self.graph, self.weights, self._build, loss, optimizer)
+        )
+        self._training = (setup, *plan)
+        return plan
+
+    def _threads(self) -> int:
+        return thread_count(self.threads)
+
+    # -- running ---------------------------------------------------------------------------------
+
+    def predict(self, *inputs: Any) -> Any:
+        """The network's outputs for any number of samples, in inference mode.
+
+        Samples are run in batches of the compiled size; a last smaller batch is filled with zeros
+        and cut off. Raises DataError for wrong shapes, or other than the network's dtype kind.
+        """
+        plan, outputs = self.inference()
+        arrays = [self._checked(a, s) for a, s in zip(inputs, self.shapes, strict=True)]
+        count = len(arrays[0])
+        if any(len(a) != count for a in arrays):
+            raise DataError("inputs differ in number of samples")
+        batch = self.shapes[0][0]
+        results = [np.empty((count, *plan.view(o).shape[1:]), plan.view(o).dtype) for o in outputs]
+        for start in range(0, count, batch):
+            stop = min(start + batch, count)
+            for i, array in enumerate(arrays):
+                view = plan.view(f"input{i}")
+                view[: stop - start] = array[start:stop]
+                view[stop - start :] = 0
+            plan.run(self._threads())
+            for result, name in zip(results, outputs, strict=True):
+                result[start:stop] = plan.view(name)[: stop - start]
+        return results[0] if len(results) == 1 else tuple(results)
+
+    __call__ = predict
+
+    def _checked(self, array: Any, shape: Shape) -> Array:
+        data = np.asarray(array)
+        if data.ndim != len(shape) or data.shape[1:] != shape[1:]:
+            raise DataError(
+                "samples of another shape",
+                expected=f"(N, {', '.join(map(str, shape[1:]))})",
+                got=str(data.shape),
+            )
+        if data.dtype.kind not in "fiub":
+            raise DataError("samples are not numbers", got=str(data.dtype))
+        return data
+
+    def evaluate(self, x: Any, y: Any) -> float:
+        """Share of samples whose largest output is at the label's place."""
+        labels = np.asarray(y)
+        scores = self.predict(x)
+        if labels.shape != scores.shape[:1]:
+            raise DataError("labels", expected=str(scores.shape[:1]), got=str(labels.shape))
+        return float(np.mean(scores.argmax(axis=1) == labels)) if len(labels) else 0.0
+
+    def gradients(
+        self, x: Any, y: Any, loss: Loss, seed: int = 0
+    ) -> tuple[float, dict[str, Array]]:
+        """(loss, gradient of every parameter) for one batch of the compiled size; no step is taken."""
+        plan, _ = self._timed(
+            lambda: training_plan(self.graph, self.weights, self._build, loss, None)
+        )
+        self._fill(plan, loss, np.asarray(x), np.asarray(y), seed, 0)
+        plan.run(self._threads())
+        vector = plan.view("gradient")
+        found = {n: np.array(part(vector, p)) for n, p in self.weights.places.items()}
+        return float(plan.view("loss")), found
+
+    def _fill(self, plan: Plan, loss: Loss, x: Array, y: Array, seed: int, step: int) -> None:
+        """Put a batch and the step's random seeds in place."""
+        plan.view("input0")[...] = x
+        plan.view("target")[...] = y
+        number = 0
+        for node in self.graph.nodes:
+            if node.layer.seed:
+                plan.view(f"seed{number}")[...] = run_seed(seed, step, number)
+                number += 1
+
+    def _targets(self, y: Any, loss: Loss, count: int) -> Array:
+        """Targets checked against the loss: labels are integers within the classes."""
+        shape = self.graph.outputs[0].shape
+        wanted = (count, *loss.target_shape(shape)[1:])
+        data = np.asarray(y)
+        if data.shape != wanted:
+            raise DataError("targets", expected=str(wanted), got=str(data.shape))
+        if loss.labels:
+            if data.dtype.kind not in "iu":
+                raise DataError("labels are not integers", got=str(data.dtype))
+            if count and (data.min() < 0 or data.max() >= shape[1]):
+                bad = int(np.flatnonzero((data < 0) | (data >= shape[1]))[0])
+                raise DataError(
+                    f"label {data[bad]} of sample {bad} is out of range",
+                    expected=f"0..{shape[1] - 1}",
+                )
+        return data
+
+    def fit(
+        self,
+        x: Any,
+        y: Any,
+        *,
+        loss: Loss,
+        optimizer: Optimizer,
+        epochs: int = 1,
+        batch: int | None = None,
+        seed: int = 0,
+        schedule: Callable[[int, int], float] | None = None,
+        augment: Augment | None = None,
+        validation: tuple[Any, Any] | None = None,
+        checkpoints: str | Path | None = None,
+        resume: str | Path | None = None,
+        show: bool = True,
+    ) -> list[Epoch]:
+        """Train for a number of epochs and return what each was.
+
+        batch must be the compiled batch size. schedule(step, steps) multiplies the learning rate.
+        augment(batch, generator) changes a batch of inputs. checkpoints names a file written after
+        every epoch; resume one to continue from, exactly as if never interrupted.
+        Raises DataError for wrong shapes and labels out of range before anything is changed.
+        """
+        size = self.shapes[0][0]
+        if batch not in (None, size):
+            raise DataError(f"batch={batch}", expected=f"the compiled batch size {size}")
+        data = self._checked(x, self.shapes[0])
+        targets = self._targets(y, loss, len(data))
+        stream = Stream(len(data), size, seed)
+        plan, outputs = self.training(loss, optimizer)
+        self.step = 0
+        self.history = []
+        if resume is not None:
+            checkpoint.restore(Path(resume), self, plan, optimizer, seed)
+        else:
+            for name in optimizer.states:
+                plan.view(f"optimizer.{name}")[...] = 0
+        steps = stream.steps(epochs)
+        with progress.Bar(steps, self.step, show) as bar:
+            while self.step < steps:
+                meter = progress.Meter()
+                epoch = stream.epoch_of(self.step)
+                while self.step < steps and stream.epoch_of(self.step) == epoch:
+                    self._one_step(
+                        plan, outputs[0], stream, data, targets, loss, optimizer, seed, schedule,
+                        steps, augment, meter,
+                    )  # fmt: skip
+                    bar.update(self.step, epoch, meter)
+                score = self.evaluate(*validation) if validation is not None else None
+                self.history.append(
+                    Epoch(epoch, meter.loss, meter.accuracy, meter.images_per_second, score)
+                )
+                if checkpoints is not None:
+                    checkpoint.write(Path(checkpoints), self, plan, optimizer, seed)
+        return self.history
+
+    def _one_step(
+        self,
+        plan: Plan,
+        output: str,
+        stream: Stream,
+        data: Array,
+        targets: Array,
+        loss: Loss,
+        optimizer: Optimizer,
+        seed: int,
+        schedule: Callable[[int, int], float] | None,
+        steps: int,
+        augment: Augment | None,
+        meter: progress.Meter,
+    ) -> None:
+        chosen = stream.indices(self.step)
+        images = data[chosen]
+        if augment is not None:
+            images = augment(images, stream.generator(self.step))
+        labels = targets[chosen]
+        self._fill(plan, loss, images, labels, seed, self.step)
+        factor = schedule(self.step, steps) if schedule is not None else 1.0
+        for name, value in optimizer.values(self.step + 1).items():
+            plan.view(f"hyper.{name}")[...] = value * factor if name == "lr" else value
+        plan.run(self._threads())
+        self.step += 1
+        scores = plan.view(output)
+        correct = int((scores.argmax(axis=1) == labels).sum()) if loss.labels else None
+        meter.add(float(plan.view("loss")), correct, len(labels))
+
+    # -- files -----------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write weights and structure to one safetensors file; `convgen.load` reads it."""
+        checkpoint.save_network(Path(path), self)
+
+    def table(self) -> list[dict[str, Any]]:
+        """One row a layer: path, layer, output shape, parameters, multiply_adds (per sample)."""
+        rows: list[dict[str, Any]] = []
+        counted: set[str] = set()
+        for node in self.graph.nodes:
+            shapes = [self.graph.values[i].shape for i in node.inputs]
+            specs = node.layer.parameters(*shapes) if node.path not in counted else ()
+            counted.add(node.path)
+            count = sum(int(np.prod(s.shape, dtype=np.int64)) for s in specs if s.trained)
+            rows.append(
+                {
+                    "path": node.path,
+                    "layer": repr(node.layer),
+                    "shape": list(self.graph.values[node.output].shape),
+                    "parameters": count,
+                    "multiply_adds": node.layer.multiply_adds(*shapes) // max(shapes[0][0], 1),
+                }
+            )
+        return rows
+
+
+def _same(a: Setup, b: Setup) -> bool:
+    """True when a plan made for one setup serves the other (the learning rate is an input)."""
+
+    def key(s: Setup) -> tuple[str, dict[str, Any]]:
+        return repr(s.loss), {k: v for k, v in vars(s.optimizer).items() if k != "lr"}
+
+    return type(a.optimizer) is type(b.optimizer) and key(a) == key(b)
