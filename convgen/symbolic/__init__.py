@@ -1,0 +1,1 @@
+"""What is computed: formulas over indices, their text, their meaning, their gradients."""

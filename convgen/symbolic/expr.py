@@ -21,7 +21,7 @@ from convgen.affine import Affine, Constraint, FloorDiv, Mod
 from convgen.errors import FormulaError, ShapeError
 from convgen.symbolic.boundary import ZERO, Boundary, Constant, boundary_of
 from convgen.symbolic.functions import RESULT_DTYPE, cast, select, uniform
-from convgen.symbolic.reductions import Reduction
+from convgen.symbolic.reductions import REDUCTIONS, Reduction
 from convgen.types import DType, bool_, dtype_of, f32, i64, promote
 
 if TYPE_CHECKING:
@@ -360,8 +360,9 @@ class Reduced(AtomicExpr):
         return self
 
     def _hashable_content(self) -> tuple[Any, ...]:
+        own = "" if self.reduction.name in REDUCTIONS else repr(self.reduction)
         return (
-            self.reduction.name,
+            self.reduction.name + own,
             ",".join(self.axes),
             self.body,
             str((self.where, self.extents)),

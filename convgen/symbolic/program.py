@@ -52,14 +52,14 @@ class Program:
         return found[name]
 
     def constants(self) -> tuple[Tensor, ...]:
-        """Constant tensors that are read, in the order of creation."""
+        """Constant tensors that are read, in the order of first use."""
         found: dict[Tensor, None] = {}
         for stage in self.stages:
             for piece in stage.pieces:
                 for access in piece.reads():
                     if access.tensor.role == "constant":
                         found.setdefault(access.tensor)
-        return tuple(sorted(found, key=lambda t: t.serial))
+        return tuple(found)
 
     def sizes(self) -> tuple[str, ...]:
         """Names of the extents that are not bound yet."""

@@ -1,0 +1,5 @@
+"""Programs as text, Unicode mathematics, LaTeX, and source for NumPy and torch."""
+
+from convgen.symbolic.printer.text import text
+
+__all__ = ["text"]

@@ -1,0 +1,111 @@
+"""The order in which a formula is written, whatever order sympy keeps its arguments in.
+
+Terms and factors follow the program's tensors (inputs in the user's order, then what stages
+write), axes follow the definition; numbers come last in sums and first in products.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import sympy
+from sympy import Expr, Rational, S
+
+from convgen.symbolic.expr import Definition, Result, accesses_of
+
+if TYPE_CHECKING:
+    from convgen.symbolic.program import Program
+
+
+@dataclass(frozen=True)
+class Product:
+    """coefficient * product(over) / product(under), factors in writing order."""
+
+    coefficient: Expr
+    over: tuple[Expr, ...]
+    under: tuple[Expr, ...]
+
+    @property
+    def negative(self) -> bool:
+        return bool(self.coefficient.is_negative)
+
+
+class Order:
+    """Ranks of tensors in a program and of axes in one of its definitions."""
+
+    def __init__(self, program: Program, definition: Definition | None = None) -> None:
+        self.tensors = {name: i for i, name in enumerate(program.tensors())}
+        self.definition = definition
+        names: list[str] = list(definition.domain.names) if definition else []
+        for reduce in definition.reduces if definition else ():
+            names += [n for n in reduce.domain.names if n not in names]
+        self.axes = {name: i for i, name in enumerate(names)}
+        self._keys: dict[Expr, tuple[Any, ...]] = {}
+
+    def ranks(self, body: Expr) -> list[int]:
+        """The ranks of the tensors that a body reads, results included, smallest first."""
+        found = {self.tensors.get(a.tensor.name, len(self.tensors)) for a in accesses_of(body)}
+        if self.definition is not None:
+            for r in body.atoms(Result):
+                if 0 <= r.reduce < len(self.definition.reduces):
+                    found.update(self.ranks(self.definition.reduces[r.reduce].body))
+        return sorted(found)
+
+    def key(self, body: Expr) -> tuple[Any, ...]:
+        """Sorts what reads earlier tensors first, what reads none last."""
+        if body not in self._keys:
+            ranks = self.ranks(body) or [len(self.tensors) + 1]
+            self._keys[body] = (ranks, str(body))
+        return self._keys[body]
+
+    def terms(self, body: Expr) -> list[Expr]:
+        """The terms of a sum: those with reductions, then by tensors, numbers last; a positive one
+        leads where there is one."""
+        found = sorted(
+            sympy.Add.make_args(body),
+            key=lambda t: (bool(t.is_number), not t.has(Result), *self.key(t)),
+        )
+        lead = next((i for i, t in enumerate(found) if not self.product(t).negative), 0)
+        return [found[lead], *found[:lead], *found[lead + 1 :]]
+
+    def product(self, term: Expr) -> Product:
+        """A term as coefficient, numerator and denominator."""
+        if term.is_Rational or term.is_infinite and term.is_number:
+            return Product(term, (), ())
+        coefficient: Expr = S.One
+        over: list[Expr] = []
+        under: list[Expr] = []
+        for factor in sympy.Mul.make_args(term):
+            if factor.is_Rational:
+                coefficient = coefficient * factor  # type: ignore[operator]
+            elif isinstance(factor, sympy.Pow) and _divides(factor.args[1]):
+                under.append(factor.args[0] ** -factor.args[1])  # type: ignore[operator]
+            else:
+                over.append(factor)
+        return Product(coefficient, tuple(sorted(over, key=self.key)), tuple(sorted(under, key=self.key)))
+
+
+def _divides(exponent: Any) -> bool:
+    return bool(exponent.is_Rational and exponent.is_negative)
+
+
+def decimal(value: Rational) -> str | None:
+    """A rational with a short decimal that is nicer than its fraction; None elsewhere.
+
+    >>> decimal(Rational(9, 10)), decimal(Rational(1, 100000)), decimal(Rational(1, 2))
+    ('0.9', '1e-5', None)
+    """
+    if value.q % 10:
+        return None
+    digits = next((k for k in range(1, 25) if 10**k % value.q == 0), 0)
+    if not digits:
+        return None
+    sign = "-" if value.p < 0 else ""
+    number = str(abs(value.p) * (10**digits // value.q))
+    exponent = len(number) - 1 - digits
+    if exponent >= -4:
+        padded = number.rjust(digits + 1, "0")
+        return f"{sign}{padded[:-digits]}.{padded[-digits:]}"
+    mantissa = number[0] + ("." + number[1:] if len(number) > 1 else "")
+    return f"{sign}{mantissa}e{exponent}"
