@@ -91,6 +91,17 @@ def convolution_program(
     )
 
 
+def check_groups(in_channels: int, out_channels: int, groups: int) -> None:
+    """Refuse channels that are not positive or that the groups do not divide."""
+    least = min(in_channels, out_channels, groups)
+    if least < 1 or in_channels % groups or out_channels % groups:
+        raise ShapeError(
+            f"groups={groups} does not divide the channels",
+            expected="a positive divisor of in_channels and out_channels",
+            got=f"in_channels={in_channels}, out_channels={out_channels}",
+        )
+
+
 class _Convolution(Layer):
     """Shared by Conv1d, Conv2d, Conv3d: arguments, order and defaults as in torch.nn."""
 
@@ -120,16 +131,7 @@ class _Convolution(Layer):
         self.groups, self.bias, self.padding_mode = groups, bias, padding_mode
         self._pads = self._resolve_padding()
         self.boundary = boundary_of(padding_mode)
-        if (
-            min(in_channels, out_channels, groups) < 1
-            or in_channels % groups
-            or out_channels % groups
-        ):
-            raise ShapeError(
-                f"groups={groups} does not divide the channels",
-                expected="a divisor of in_channels and out_channels",
-                got=f"in_channels={in_channels}, out_channels={out_channels}",
-            )
+        check_groups(in_channels, out_channels, groups)
 
     def _resolve_padding(self) -> tuple[tuple[int, int], ...]:
         if isinstance(self.padding, str):
@@ -264,15 +266,7 @@ class _TransposedConvolution(Layer):
             raise ShapeError(
                 f"padding_mode={padding_mode!r}", expected="'zeros' for transposed convolution"
             )
-        if (
-            min(in_channels, out_channels, groups) < 1
-            or in_channels % groups
-            or out_channels % groups
-        ):
-            raise ShapeError(
-                f"groups={groups} does not divide the channels",
-                got=f"in_channels={in_channels}, out_channels={out_channels}",
-            )
+        check_groups(in_channels, out_channels, groups)
         for extra, s, d in zip(self.output_padding, self.stride, self.dilation, strict=True):
             if extra >= max(s, d):
                 raise ShapeError(

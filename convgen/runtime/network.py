@@ -140,7 +140,7 @@ class Network:
         return self._inference
 
     def training(self, loss: Loss, optimizer: Optimizer) -> tuple[Plan, list[str]]:
-        """(plan, output regions) of a training step; kept while loss and optimizer stay the same."""
+        """(plan, output regions) of a training step; kept while loss and optimizer are the same."""
         if self.mode != "train":
             raise ShapeError("this network was compiled for inference", hint="mode='train'")
         if len(self.graph.outputs) != 1:
@@ -208,7 +208,7 @@ class Network:
     def gradients(
         self, x: Any, y: Any, loss: Loss, seed: int = 0
     ) -> tuple[float, dict[str, Array]]:
-        """(loss, gradient of every parameter) for one batch of the compiled size; no step is taken."""
+        """(loss, gradient of every parameter) for one batch of the compiled size; takes no step."""
         plan, _ = self._timed(
             lambda: training_plan(self.graph, self.weights, self._build, loss, None)
         )

@@ -325,7 +325,7 @@ class _Training(_Network):
         self.gradient = self.builder.region("gradient", weights.vector.shape, kept=True)
         self.backwards: dict[int, tuple[Program, dict[str, Region]]] = {}
         self.cotangents: dict[int, list[Region]] = {}
-        self.trained = {n for n in weights.places}
+        self.trained = set(weights.places)
         self.differentiable = self._dependent_values()
         self.uses: dict[str, list[Region]] = {}
 

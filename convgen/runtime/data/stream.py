@@ -76,8 +76,8 @@ def run_seed(seed: int, step: int, number: int) -> int:
 
 
 class RandomShift:
-    """Augmentation: each image of a batch (N, C, H, W) is moved by up to `pixels` in each direction,
-    what comes in is `fill`."""
+    """Augmentation: each image of a batch (N, C, H, W) is moved by up to `pixels` in each
+    direction; what comes in is `fill`."""
 
     def __init__(self, pixels: int, fill: float = 0.0) -> None:
         self.pixels, self.fill = pixels, fill
