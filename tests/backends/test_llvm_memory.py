@@ -15,13 +15,12 @@ from convgen.ir.nodes import (
     Buffer,
     Const,
     Form,
+    Gather,
     Index,
     Kernel,
     Layout,
     Op,
     Phase,
-    Register,
-    Set,
     Stmt,
     Store,
     VectorLoad,
@@ -89,18 +88,43 @@ def test_loads_and_stores(dtype: DType, lanes: int) -> None:
             np.testing.assert_array_equal(out, want, f"store {stride=} {valid=}")
 
 
-def test_offsets_computed_at_run_time() -> None:
+@pytest.mark.parametrize("valid", [2, 4])
+def test_offsets_computed_at_run_time(valid: int) -> None:
     x = np.arange(8, dtype=np.int64)[::-1].copy()
     y = np.zeros(4, np.int64)
     first = VectorLoad("X", Index(ZERO), 1, i64, 4, 4)
-    body = Block(
-        (
-            Set("i", Op("sub", (first, Const(4, i64, 4)), i64, 4)),
-            Store("Y", Index(ZERO), 1, VectorLoad("X", Register("i", i64, 4), 0, i64, 4, 4), 4),
-        )
-    )
+    offset = Op("sub", (first, Const(4, i64, 4)), i64, 4)
+    body = Store("Y", Index(ZERO), 1, Gather("X", offset, i64, 4, valid), 4)
     call(body, i64, x, y)
-    np.testing.assert_array_equal(y, x[x[:4] - 4])
+    np.testing.assert_array_equal(y[:valid], x[x[:4] - 4][:valid])
+    assert not y[valid:].any()
+
+
+@pytest.mark.parametrize("dtype", [f32, f64, u8, bool_, i64], ids=str)
+@pytest.mark.parametrize("stride", [0, 1, 3])
+def test_masks_keep_from_reading_and_writing(dtype: DType, stride: int) -> None:
+    rng = np.random.default_rng(2)
+    reach = stride * 4 + 1
+    x = fenced(rng.integers(1, 2 if dtype is bool_ else 100, reach).astype(dtype.numpy_name))
+    y = np.zeros(8, dtype.numpy_name)
+    lane = Index(ZERO, 1, 8)
+    mask = Op("le", (lane, Const(4, i64, 8)), bool_, 8)
+    load = VectorLoad("X", Index(ZERO), stride, dtype, 8, 7, mask)
+    call(Store("Y", Index(ZERO), 1, load, 8), dtype, x, y)
+    want = np.array([x[i * stride] if i <= 4 else 0 for i in range(8)], dtype.numpy_name)
+    np.testing.assert_array_equal(y, want)
+
+    gathered = Gather("X", Index(ZERO, stride, 8), dtype, 8, 8, mask)
+    y[:] = 0
+    call(Store("Y", Index(ZERO), 1, gathered, 8), dtype, x, y)
+    np.testing.assert_array_equal(y, want)
+
+    if stride:
+        out = fenced(np.zeros(reach, dtype.numpy_name))
+        whole = VectorLoad("X", Index(ZERO), 1, dtype, 8, 8)
+        source = np.ones(8, dtype.numpy_name)
+        call(Store("Y", Index(ZERO), stride, whole, 7, mask), dtype, source, out)
+        np.testing.assert_array_equal(out.nonzero()[0], np.arange(5) * stride)
 
 
 def test_constants_are_part_of_the_kernel() -> None:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 
 from typing_extensions import assert_never
 
-from convgen.affine import Affine, FloorDiv, Mod
+from convgen.affine import Affine
 from convgen.backends.llvm import memory
 from convgen.backends.llvm.builder import (
     Builder,
@@ -22,6 +21,7 @@ from convgen.backends.llvm.builder import (
     memory_type,
 )
 from convgen.backends.llvm.ops import convert, emit_op
+from convgen.backends.llvm.scope import Scope, forget
 from convgen.errors import InternalError
 from convgen.ir.layout import scratch_offsets
 from convgen.ir.nodes import (
@@ -32,6 +32,7 @@ from convgen.ir.nodes import (
     Expr,
     For,
     Form,
+    Gather,
     If,
     Index,
     Kernel,
@@ -134,18 +135,6 @@ def statements(stmt: Stmt) -> Iterator[Stmt]:
             assert_never(stmt)
 
 
-@dataclass
-class _Scope:
-    """What is visible at one point: integer variables, registers, address parts known so far."""
-
-    variables: dict[str, str]
-    registers: dict[str, Value]
-    partial: dict[object, str] = field(default_factory=dict[object, str])
-
-    def inner(self) -> _Scope:
-        return _Scope(dict(self.variables), dict(self.registers), dict(self.partial))
-
-
 class _Phase:
     """Writes the functions of one phase."""
 
@@ -169,7 +158,7 @@ class _Phase:
         self.written = {s.buffer for s in statements(self.body) if isinstance(s, Store)}
         self.sets: dict[int, frozenset[str]] = {}
         self.values: dict[int, Value] = {}
-        self.scope = _Scope({"begin": "%begin", "end": "%end"}, {})
+        self.scope = Scope({"begin": "%begin", "end": "%end"}, {})
 
     # ------------------------------------------------------------------------------ functions
 
@@ -236,8 +225,8 @@ class _Phase:
             case Let(var, value, body):
                 outer = self.scope.variables.get(var)
                 known = self.scope.partial
-                self.scope.variables[var] = self._affine(value)
-                self.scope.partial = _forget(known, var)
+                self.scope.variables[var] = self.scope.affine(self.b, value)
+                self.scope.partial = forget(known, var)
                 self._stmt(body)
                 self.scope.partial = known
                 if outer is None:
@@ -282,7 +271,7 @@ class _Phase:
             trips = range(stmt.begin.constant, stmt.end.constant, stmt.step)
             if not trips:
                 return
-        begin, end = self._affine(stmt.begin), self._affine(stmt.end)
+        begin, end = self.scope.affine(self.b, stmt.begin), self.scope.affine(self.b, stmt.end)
         outer = self.scope
         changed = self._set_in(stmt.body)
         carried = [r for r in outer.registers if r in changed]
@@ -298,7 +287,7 @@ class _Phase:
         phis = {r: b.fresh(_plain(r)) for r in carried}
         mark = len(b.lines)
         self.scope = outer.inner()
-        self.scope.partial = _forget(outer.partial, stmt.var)
+        self.scope.partial = forget(outer.partial, stmt.var)
         self.scope.variables[stmt.var] = var
         for r in carried:
             first = outer.registers[r]
@@ -372,12 +361,11 @@ class _Phase:
         value = self._evaluate(stmt.value)
         if value.dtype != buffer.dtype:
             value = convert(self.b, value, buffer.dtype)
-        self.values = {}
-        if stmt.offset.lanes > 1:
-            lanes = min(stmt.valid, value.lanes)
-            memory.scatter(self.b, self._places(buffer, stmt.offset, stmt.stride, lanes), value)
-            return
+        mask = self._expr(stmt.mask) if stmt.mask is not None else None
         place = self._place(buffer, stmt.offset)
+        if mask is not None:
+            memory.store_masked(self.b, place, stmt.stride, value, stmt.valid, mask)
+            return
         memory.store(self.b, place, stmt.stride, value, stmt.valid, self.target)
 
     # ------------------------------------------------------------------------------ expressions
@@ -414,13 +402,15 @@ class _Phase:
                 return b.extract(self._expr(value), lane)
             case VectorLoad():
                 return self._load(expr)
+            case Gather():
+                return self._gather(expr)
             case Load() | Param() | Reduced():
                 raise InternalError(f"{type(expr).__name__} in a FLAT kernel", stage="llvm")
             case _:
                 assert_never(expr)
 
     def _index(self, value: Affine, stride: int, lanes: int) -> Value:
-        base = self.b.splat(Value(self._affine(value), i64), lanes)
+        base = self.b.splat(Value(self.scope.affine(self.b, value), i64), lanes)
         if lanes == 1 or stride == 0:
             return base
         steps = ", ".join(f"i64 {stride * lane}" for lane in range(lanes))
@@ -428,13 +418,18 @@ class _Phase:
 
     def _load(self, expr: VectorLoad) -> Value:
         buffer = self._buffer(expr.buffer)
-        if expr.offset.lanes > 1:
-            valid = min(expr.valid, expr.lanes)
-            return memory.gather(
-                self.b, self._places(buffer, expr.offset, expr.stride, valid), expr.lanes
-            )
+        if expr.mask is not None:
+            mask, place = self._expr(expr.mask), self._place(buffer, expr.offset)
+            return memory.load_masked(self.b, place, expr.stride, expr.lanes, expr.valid, mask)
         place = self._place(buffer, expr.offset)
         return memory.load(self.b, place, expr.stride, expr.lanes, expr.valid, self.target)
+
+    def _gather(self, expr: Gather) -> Value:
+        buffer = self._buffer(expr.buffer)
+        base = memory.Place(self.pointers[buffer.name], buffer.dtype, buffer.dtype.bytes)
+        offsets = convert(self.b, self._expr(expr.offset), i64)
+        mask = self._expr(expr.mask) if expr.mask is not None else None
+        return memory.gather(self.b, base, offsets, expr.valid, mask)
 
     # ------------------------------------------------------------------------------ addresses
 
@@ -463,7 +458,7 @@ class _Phase:
             key = (buffer.name, offset.terms)
             known = self.scope.partial.get(key)
             if known is None:
-                varying = self._affine(Affine(offset.terms, 0))
+                varying = self.scope.affine(self.b, Affine(offset.terms, 0))
                 known = self.b.assign(
                     f"getelementptr inbounds {kind}, ptr {pointer}, i64 {varying}", "p"
                 )
@@ -474,84 +469,6 @@ class _Phase:
                 f"getelementptr inbounds {kind}, ptr {pointer}, i64 {offset.constant}", "p"
             )
         return pointer
-
-    def _places(self, buffer: Buffer, offset: Expr, stride: int, lanes: int) -> list[memory.Place]:
-        """One address per lane from a vector of offsets (plus lane*stride)."""
-        b, kind = self.b, memory_type(buffer.dtype)
-        values = convert(b, self._expr(offset), i64)
-        places: list[memory.Place] = []
-        for lane in range(max(lanes, 1)):
-            one = b.extract(values, lane)
-            pointer = b.assign(
-                f"getelementptr inbounds {kind}, ptr {self.pointers[buffer.name]}, i64 {one.text}"
-            )
-            place = memory.Place(pointer, buffer.dtype, buffer.dtype.bytes)
-            places.append(place.shifted(b, lane * stride))
-        return places
-
-    def _affine(self, value: Affine) -> str:
-        """The i64 of an index expression; equal parts are shared within a scope."""
-        if not value.terms:
-            return str(value.constant)
-        known = self.scope.partial.get(value)
-        if known is None:
-            known = self._sum(value)
-            self.scope.partial[value] = known
-        return known
-
-    def _sum(self, value: Affine) -> str:
-        b = self.b
-        order = list(self.scope.variables)
-        ranked = sorted(value.terms, key=lambda t: _depth(t[0], order))
-        total = ""
-        for atom, coefficient in ranked:
-            term = self._atom(atom)
-            if coefficient != 1:
-                term = b.assign(f"mul nsw i64 {term}, {coefficient}", "i")
-            total = b.assign(f"add nsw i64 {total}, {term}", "i") if total else term
-        if value.constant:
-            total = b.assign(f"add nsw i64 {total}, {value.constant}", "i")
-        return total
-
-    def _atom(self, atom: str | FloorDiv | Mod) -> str:
-        b = self.b
-        if isinstance(atom, str):
-            name = self.scope.variables.get(atom)
-            if name is None:
-                raise InternalError(f"there is no variable {atom} here", stage="llvm")
-            return name
-        value, divisor = self._affine(atom.value), atom.divisor
-        if divisor & (divisor - 1) == 0:
-            if isinstance(atom, Mod):
-                return b.assign(f"and i64 {value}, {divisor - 1}", "i")
-            return b.assign(f"ashr i64 {value}, {divisor.bit_length() - 1}", "i")
-        rest = b.assign(f"srem i64 {value}, {divisor}", "i")
-        negative = b.assign(f"icmp slt i64 {rest}, 0", "i")
-        if isinstance(atom, Mod):
-            wrapped = b.assign(f"add nsw i64 {rest}, {divisor}", "i")
-            return b.assign(f"select i1 {negative}, i64 {wrapped}, i64 {rest}", "i")
-        whole = b.assign(f"sdiv i64 {value}, {divisor}", "i")
-        less = b.assign(f"sext i1 {negative} to i64", "i")
-        return b.assign(f"add nsw i64 {whole}, {less}", "i")
-
-
-def _depth(atom: object, order: list[str]) -> int:
-    """How deep the innermost variable of an atom was defined: outer terms are added first."""
-    if isinstance(atom, str):
-        return order.index(atom) if atom in order else len(order)
-    if isinstance(atom, FloorDiv | Mod):
-        return max((_depth(n, order) for n in atom.value.names()), default=0)
-    return 0
-
-
-def _forget(known: dict[object, str], var: str) -> dict[object, str]:
-    """Shared address parts that do not mention a variable about to be bound anew."""
-    kept: dict[object, str] = {}
-    for key, value in known.items():
-        whole = key if isinstance(key, Affine) else Affine(key[1], 0)  # type: ignore[index]
-        if var not in whole.names():
-            kept[key] = value
-    return kept
 
 
 def _plain(name: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from convgen.backends.llvm.builder import Builder, Value, element_type, memory_type, vector_type
 from convgen.target import Target
-from convgen.types import DType, bool_, u8
+from convgen.types import DType, bool_, i64, u8
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +83,83 @@ def store(b: Builder, place: Place, stride: int, value: Value, valid: int, targe
             _put(b, place.shifted(b, lane * stride), b.extract(value, lane))
 
 
-def gather(b: Builder, places: list[Place], lanes: int) -> Value:
-    """One element from each place, in lane order; further lanes are 0."""
-    raw = b.constant(0, places[0].stored, lanes)
-    for lane, place in enumerate(places):
-        raw = b.insert(raw, _contiguous(b, place, 1), lane)
-    return _to_register(b, raw, places[0].dtype)
+def gather(b: Builder, base: Place, offsets: Value, valid: int, mask: Value | None) -> Value:
+    """In each lane below `valid` (and in `mask`) the element at that lane of `offsets`; else 0."""
+    lanes = offsets.lanes
+    raw = b.constant(0, base.stored, lanes)
+    if mask is None:
+        for lane in range(min(valid, lanes)):
+            place = _at(b, base, b.extract(offsets, lane))
+            raw = b.insert(raw, _contiguous(b, place, 1), lane)
+    elif valid > 0:
+        kind = vector_type(base.element, lanes)
+        name = f"llvm.masked.gather.v{lanes}{_short(base)}.v{lanes}p0"
+        bits = f"<{lanes} x i1>"
+        b.declarations.setdefault(name, f"declare {kind} @{name}(<{lanes} x ptr>, {bits}, {kind})")
+        text = b.assign(
+            f"call {kind} @{name}(<{lanes} x ptr> align {base.align} {_at_all(b, base, offsets)}, "
+            f"{_limited(b, mask, valid).typed}, {raw.typed})"
+        )
+        raw = Value(text, base.stored, lanes)
+    return _to_register(b, raw, base.dtype)
 
 
-def scatter(b: Builder, places: list[Place], value: Value) -> None:
-    """One lane to each place, in lane order."""
-    value = _to_memory(b, value, places[0].stored)
-    for lane, place in enumerate(places):
-        _put(b, place, b.extract(value, lane))
+def load_masked(
+    b: Builder, place: Place, stride: int, lanes: int, valid: int, mask: Value
+) -> Value:
+    """Like `load`; lanes where `mask` is false are 0 and not read."""
+    if stride != 1:
+        return gather(b, place, _steps(b, stride, lanes), valid, mask)
+    kind, bits = vector_type(place.element, lanes), f"<{lanes} x i1>"
+    name = f"llvm.masked.load.v{lanes}{_short(place)}.p0"
+    b.declarations.setdefault(name, f"declare {kind} @{name}(ptr, {bits}, {kind})")
+    text = b.assign(
+        f"call {kind} @{name}(ptr align {place.align} {place.pointer}, "
+        f"{_limited(b, mask, valid).typed}, {kind} zeroinitializer){place.tags}"
+    )
+    return _to_register(b, Value(text, place.stored, lanes), place.dtype)
+
+
+def store_masked(
+    b: Builder, place: Place, stride: int, value: Value, valid: int, mask: Value
+) -> None:
+    """Like `store`, only lanes where `mask` is true."""
+    value, lanes = _to_memory(b, value, place.stored), value.lanes
+    bits = f"<{lanes} x i1>"
+    where = _limited(b, mask, valid)
+    if stride == 1:
+        name = f"llvm.masked.store.v{lanes}{_short(place)}.p0"
+        b.declarations.setdefault(name, f"declare void @{name}({value.type}, ptr, {bits})")
+        target = f"ptr align {place.align} {place.pointer}"
+    else:
+        name = f"llvm.masked.scatter.v{lanes}{_short(place)}.v{lanes}p0"
+        kind = f"<{lanes} x ptr>"
+        b.declarations.setdefault(name, f"declare void @{name}({value.type}, {kind}, {bits})")
+        target = f"{kind} align {place.align} {_at_all(b, place, _steps(b, stride, lanes))}"
+    b.emit(f"call void @{name}({value.typed}, {target}, {where.typed}){place.tags}")
+
+
+def _at(b: Builder, base: Place, offset: Value) -> Place:
+    pointer = b.assign(
+        f"getelementptr inbounds {base.element}, ptr {base.pointer}, i64 {offset.text}"
+    )
+    return Place(pointer, base.dtype, base.align, base.tags)
+
+
+def _at_all(b: Builder, base: Place, offsets: Value) -> str:
+    """A vector of pointers; lanes that are masked off may point anywhere, so not inbounds."""
+    return b.assign(f"getelementptr {base.element}, ptr {base.pointer}, {offsets.typed}")
+
+
+def _steps(b: Builder, stride: int, lanes: int) -> Value:
+    return Value("<" + ", ".join(f"i64 {stride * i}" for i in range(lanes)) + ">", i64, lanes)
+
+
+def _limited(b: Builder, mask: Value, valid: int) -> Value:
+    if valid >= mask.lanes:
+        return mask
+    both = b.assign(f"and {mask.typed}, {_mask(mask.lanes, max(valid, 0))}")
+    return Value(both, mask.dtype, mask.lanes)
 
 
 def _contiguous(b: Builder, place: Place, lanes: int) -> Value:
