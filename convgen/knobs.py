@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ class Knob(Generic[T]):
         return "environment" if os.environ.get(self.variable, "").strip() else "default"
 
     @contextmanager
-    def set(self, value: T) -> Iterator[None]:
+    def set(self, value: T) -> Generator[None, None, None]:
         """The value inside a with block; checked like text from the environment."""
         token = self._override.set(self._read(_spell(value)) if value is not None else value)
         try:
@@ -164,7 +164,7 @@ NUM_THREADS = Knob(
 
 
 @contextmanager
-def override(**values: Any) -> Iterator[None]:
+def override(**values: Any) -> Generator[None, None, None]:
     """Set knobs by name (without the prefix) inside a with block.
 
     >>> with override(DEBUG=9):

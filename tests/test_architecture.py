@@ -43,7 +43,7 @@ SPOKEN_IN = {
     "torch": PEERS, "onnx": PEERS, "onnxruntime": PEERS, "openvino": PEERS, "jinja2": PEERS,
     "matplotlib": PEERS,
     "click": ("__main__.py", "demo.py", "runtime/train"),
-    "rich": ("__main__.py", "demo.py", "runtime/train"),
+    "rich": ("__main__.py", "demo.py", "runtime/train", "runtime/progress"),
     "safetensors": ("runtime/",), "platformdirs": ("runtime/",), "PIL": ("runtime/",),
     "sklearn": ("demo.py", "runtime/data"),
     "threading": CLOCKS, "_thread": CLOCKS, "concurrent": CLOCKS, "multiprocessing": CLOCKS,

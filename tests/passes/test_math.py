@@ -1,5 +1,6 @@
 """Expanded functions against mpmath, through an evaluator of statements that knows only numpy."""
 
+import ctypes
 import importlib.util
 import math
 from dataclasses import replace
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 
 from convgen.affine import Affine
+from convgen.backends import llvm
+from convgen.backends.llvm.elf import undefined_symbols
 from convgen.errors import InternalError
 from convgen.ir.nodes import (
     Block,
@@ -32,7 +35,7 @@ from convgen.ir.nodes import (
 from convgen.ir.visit import walk
 from convgen.passes.math import coefficients, expand, legalize
 from convgen.passes.math.functions import _POLYNOMIALS as TABLE
-from convgen.target import target
+from convgen.target import Target, runs_here, target
 from convgen.types import DType, bool_, f32, f64, i64, u64
 
 FLOATS = [f32, f64]
@@ -112,6 +115,28 @@ def compute(name, dtype, arrays, machine=FMA, args=None):
         return run(kernel, inputs)
 
 
+def native(name, dtype, arrays, machine: Target, args=None, lanes=None):
+    """The same as machine code: a loop over vectors of `lanes`, the target's width by default."""
+    args = args or (dtype,) * len(arrays)
+    lanes = lanes or machine.lanes(dtype)
+    count = -(-len(arrays[0]) // lanes) * lanes
+    kernel = kernel_of(name, dtype, args, count)
+    at = Index(Affine.of("i"))
+    loads = tuple(VectorLoad(f"in{i}", at, 1, t, lanes, lanes) for i, t in enumerate(args))
+    store = Store("out", at, 1, Op(name, loads, dtype, lanes), lanes)
+    body = For("i", Affine(), Affine((), count), lanes, store)
+    kernel = replace(kernel, phases=(Phase("out", body),))
+    artifact = llvm.compile_kernel(legalize(expand(kernel, machine), machine), machine)
+    assert not undefined_symbols(artifact.object)
+    library = llvm.load(artifact.object, machine)
+    inputs = [np.resize(a, count).astype(t.numpy_name) for a, t in zip(arrays, args, strict=True)]
+    out = np.zeros(count, dtype.numpy_name)
+    pointers = (ctypes.c_void_p * (len(inputs) + 1))(*(a.ctypes.data for a in [*inputs, out]))
+    entry = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 2)
+    entry(library.address(artifact.entries[0].symbol))(pointers, None, 0, 1)
+    return out[: len(arrays[0])]
+
+
 # ------------------------------------------------------------------------------- the oracle
 
 
@@ -165,9 +190,9 @@ def ulps(got, want, dtype):
     return float(abs(mpmath.mpf(float(got)) - want) / mpmath.ldexp(1, exponent))
 
 
-def worst(name, dtype, arrays, machine=FMA):
+def worst(name, dtype, arrays, machine=FMA, how=compute):
     arrays = [a.astype(dtype.numpy_name) for a in arrays]
-    got = compute(name, dtype, arrays, machine)
+    got = how(name, dtype, arrays, machine)
     with mpmath.workdps(60):
         errors = [
             ulps(g, exact(name, *map(float, x)), dtype)
@@ -226,12 +251,49 @@ def test_power_is_within_two_ulp(dtype, machine):
     assert error <= ULPS, f"pow{tuple(at)} = {got!r}: {error:.2f} ulp"
 
 
+def machines():
+    """Every level that this machine runs."""
+    return [
+        t for t in map(target, ("x86-64-v2", "x86-64-v3", "x86-64-v4", "aarch64")) if runs_here(t)
+    ]
+
+
+@pytest.mark.parametrize("machine", machines(), ids=lambda t: t.name)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("name", [*UNARY, "pow"])
+def test_machine_code_is_within_two_ulp(name, dtype, machine):
+    made = [points(name, dtype, 250, 2)] if name != "pow" else power_points(dtype, 150, 2)
+    error, at, got = worst(name, dtype, made, machine, native)
+    assert error <= ULPS, f"{name}({at}) = {got!r}: {error:.2f} ulp"
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("name", [*UNARY, "pow"])
+def test_lanes_do_not_matter(name, dtype):
+    arrays = [points(name, dtype, 60, 3)] if name != "pow" else power_points(dtype, 60, 3)
+    machine = machines()[-1]
+    wide = native(name, dtype, arrays, machine)
+    for lanes in (1, 3, 2 * machine.lanes(dtype)):
+        assert np.array_equal(
+            native(name, dtype, arrays, machine, lanes=lanes), wide, equal_nan=True
+        )
+
+
+def test_uniform_as_machine_code():
+    seed = np.array([0, 1, 2**64 - 1, 12345678901234567890], np.uint64)
+    index = np.array([0, -1, 2**40, 7])
+    want = [philox(int(s), int(i) % (1 << 64)) for s, i in zip(seed, index, strict=True)]
+    for machine in machines():
+        got = native("uniform", f32, [seed, index], machine, args=(u64, i64))
+        assert got.tolist() == want
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("name", [*UNARY, "pow"])
 def test_many_points(name, dtype):
     make = [points(name, dtype, 20000, 1)] if name != "pow" else power_points(dtype, 10000, 1)
-    error, at, got = worst(name, dtype, make)
+    error, at, got = worst(name, dtype, make, machines()[-1], native)
     assert error <= ULPS, f"{name}({at}) = {got!r}: {error:.2f} ulp"
 
 
