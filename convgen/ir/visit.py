@@ -14,6 +14,7 @@ from convgen.ir.nodes import (
     Edge,
     Expr,
     For,
+    Gather,
     If,
     Index,
     Lane,
@@ -37,8 +38,8 @@ def children(expr: Expr) -> tuple[Expr, ...]:
         return expr.args
     if isinstance(expr, Load):
         return tuple(e.value for e in expr.edges if e is not None and e.value is not None)
-    if isinstance(expr, VectorLoad):
-        return (expr.offset,)
+    if isinstance(expr, (VectorLoad, Gather)):
+        return (expr.offset,) if expr.mask is None else (expr.offset, expr.mask)
     if isinstance(expr, (Broadcast, Lane)):
         return (expr.value,)
     return ()
@@ -58,9 +59,12 @@ def map_children(expr: Expr, rewrite: ExprRewrite) -> Expr:
         if all(a is b for a, b in zip(edges, expr.edges, strict=True)):
             return expr
         return replace(expr, edges=edges)
-    if isinstance(expr, VectorLoad):
+    if isinstance(expr, (VectorLoad, Gather)):
         offset = rewrite(expr.offset)
-        return expr if offset is expr.offset else replace(expr, offset=offset)
+        mask = None if expr.mask is None else rewrite(expr.mask)
+        if offset is expr.offset and mask is expr.mask:
+            return expr
+        return replace(expr, offset=offset, mask=mask)
     if isinstance(expr, (Broadcast, Lane)):
         value = rewrite(expr.value)
         return expr if value is expr.value else replace(expr, value=value)
@@ -127,9 +131,10 @@ def _map_inside(stmt: Stmt, visit: StmtRewrite, expr: ExprRewrite | None) -> Stm
         value = apply(stmt.value)
         return stmt if value is stmt.value else Set(stmt.register, value)
     offset, value = apply(stmt.offset), apply(stmt.value)
-    if offset is stmt.offset and value is stmt.value:
+    mask = None if stmt.mask is None else apply(stmt.mask)
+    if offset is stmt.offset and value is stmt.value and mask is stmt.mask:
         return stmt
-    return replace(stmt, offset=offset, value=value)
+    return replace(stmt, offset=offset, value=value, mask=mask)
 
 
 def _same(expr: Expr) -> Expr:
@@ -193,7 +198,7 @@ def _parts(node: Expr | Stmt) -> tuple[Expr | Stmt, ...]:
     if isinstance(node, Set):
         return (node.value,)
     if isinstance(node, Store):
-        return (node.offset, node.value)
+        return (node.offset, node.value) if node.mask is None else (node.offset, node.value, node.mask)
     return children(node)
 
 
