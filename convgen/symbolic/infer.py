@@ -205,12 +205,14 @@ def _plain_text(index: Affine) -> str:
 def _ambiguous(key: Key, question: Question) -> ShapeError:
     name = flat_name(key)
     seen = [u.where for u in question.uses if name in u.index.names()]
-    how = f"only {seen[0]} uses it" if len(seen) == 1 else f"{seen[0]} and others do not bound it"
+    how = "no access uses it"
+    if seen:
+        how = f"{seen[0]} does not bound it" + (" (nor do others)" if len(seen) > 1 else "")
     given = (
         f"{key[1]} < ... in its sum" if key[0] >= 0 else f"`for {key[1]} < ...`"
     )
     return ShapeError(
-        f"the extent of axis {key[1]} is ambiguous: " + (how if seen else "no access uses it"),
+        f"the extent of axis {key[1]} is ambiguous: {how}",
         hint=f"extents={{{key[1]}: ...}}, or {given} in text",
     )
 
