@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sympy import Expr
+from sympy import Expr, Integer
 
-from convgen.errors import FormulaError
+from convgen.errors import FormulaError, ShapeError
 from convgen.symbolic import printer
 from convgen.symbolic.boundary import Boundary
-from convgen.symbolic.expr import Padded, Size, Stage, Tensor
+from convgen.symbolic.build import map_definition, retarget
+from convgen.symbolic.expr import Extent, Padded, Size, Stage, Tensor
 from convgen.symbolic.reductions import Reduction
 
 
@@ -98,9 +99,48 @@ class Program:
         """The only output with a boundary, for further formulas."""
         return replace(self.output, source=self).pad(*modes)
 
-    def __str__(self) -> str:
-        return printer.text(self)
+    def bind(self, **sizes: int) -> Program:
+        """The program with named extents bound: ``program.bind(N=8)``. Others stay open.
 
+        Raises ShapeError for a name that is no size of this program and for negative extents.
+        """
+        for name, value in sizes.items():
+            if name not in self.sizes():
+                raise ShapeError(
+                    f"program {self.name} has no size {name}",
+                    expected="one of " + ", ".join(self.sizes()) if self.sizes() else "no sizes",
+                )
+            if isinstance(value, bool) or int(value) != value or value < 0:
+                raise ShapeError(f"size {name}", expected="an integer >= 0", got=repr(value))
+        if not sizes:
+            return self
+
+        def extent(e: Extent) -> Extent:
+            return int(sizes[e.name]) if isinstance(e, Size) and e.name in sizes else e
+
+        def tensor(t: Tensor) -> Tensor:
+            return replace(t, shape=tuple(extent(e) for e in t.shape), source=None)
+
+        numbers = {Size(name): Integer(value) for name, value in sizes.items()}
+        tensors = {name: tensor(t) for name, t in self.tensors().items()}
+        stages: list[Stage] = []
+        for stage in self.stages:
+            moved = retarget(stage, tensors)
+            bound = [
+                map_definition(p, lambda b: b.xreplace(numbers), lambda o: o, extent)
+                for p in moved.pieces
+            ]
+            stages.append(Stage(moved.tensors, tuple(bound)))
+        return replace(
+            self,
+            inputs=tuple(tensor(t) for t in self.inputs),
+            outputs=tuple(tensors[t.name] for t in self.outputs),
+            stages=tuple(stages),
+        )
+
+    def __str__(self) -> str:
+        """The text form; ``parse(str(program))`` gives the same program."""
+        return printer.text(self)
 
 
 def program_reductions(program: Program) -> Iterable[Reduction]:
