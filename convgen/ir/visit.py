@@ -198,7 +198,8 @@ def _parts(node: Expr | Stmt) -> tuple[Expr | Stmt, ...]:
     if isinstance(node, Set):
         return (node.value,)
     if isinstance(node, Store):
-        return (node.offset, node.value) if node.mask is None else (node.offset, node.value, node.mask)
+        masks = () if node.mask is None else (node.mask,)
+        return (node.offset, node.value, *masks)
     return children(node)
 
 
