@@ -1,0 +1,107 @@
+"""What a nest touches: its loads, the strides of its operands, the size of its tile.
+
+Directives ask these questions to decide legality; recipes ask them to choose.
+"""
+
+from __future__ import annotations
+
+import math
+
+from convgen.affine import Affine
+from convgen.ir.layout import flat_offset
+from convgen.ir.nodes import Buffer, Load, Loop, LoopKind, Nest
+from convgen.ir.regions import loop_extent, loop_ranges
+from convgen.ir.visit import loads
+
+
+def loads_of(nest: Nest) -> list[Load]:
+    """The loads of the reduce bodies, then those of the stored values; each once. Attached nests
+    are left out."""
+    found: dict[Load, None] = {}
+    for body in [r.body for r in nest.reduces] + [s.value for s in nest.stores]:
+        found |= dict.fromkeys(loads(body))
+    return list(found)
+
+
+def trips(loop: Loop) -> int:
+    """How often the body of a loop runs: its extent, or the iterations of all its segments."""
+    return sum(s.count for s in loop.segments) if loop.segments else loop.extent
+
+
+def in_loops(nest: Nest, index: Affine) -> Affine:
+    """An index over axes, written over loop variables and bases."""
+    return index.substitute(dict(nest.axes))
+
+
+def unit_bases(nest: Nest) -> tuple[dict[str, Affine], dict[str, tuple[int, int]]]:
+    """Bases as multiples of the step they all share, and the ranges that go with it: a base that is
+    always a multiple of 32 becomes 32*base."""
+    values: dict[str, Affine] = {}
+    ranges = loop_ranges(nest)
+    for loop in nest.loops:
+        if not loop.segments:
+            continue
+        steps = [s.start for s in loop.segments]
+        steps += [s.size for s in loop.segments if s.count > 1]
+        step = math.gcd(*steps)
+        if step:
+            values[loop.base] = Affine.of(loop.base) * step
+            low, high = ranges[loop.base]
+            ranges[loop.base] = (low // step, (high - 1) // step + 1)
+        else:
+            values[loop.base] = Affine()
+    return values, ranges
+
+
+def offset_of(buffer: Buffer, index: tuple[Affine, ...], nest: Nest) -> Affine:
+    """The offset of an index over axes, in elements, over loop variables and bases."""
+    bases, ranges = unit_bases(nest)
+    written = tuple(in_loops(nest, i).substitute(bases) for i in index)
+    return flat_offset(buffer, written, ranges)
+
+
+def stride_of(buffer: Buffer, index: tuple[Affine, ...], nest: Nest, loop: str) -> int | None:
+    """Elements between neighbours along a loop; None where the step is not constant.
+
+    0 means broadcast, 1 contiguous.
+    """
+    offset = offset_of(buffer, index, nest)
+    if loop in offset.hidden_names():
+        return None
+    return offset.coefficient(loop)
+
+
+def output_loops(nest: Nest) -> list[Loop]:
+    """The loops that belong to no reduce."""
+    return [loop for loop in nest.loops if loop.reduce is None]
+
+
+def outer_loops(nest: Nest) -> list[Loop]:
+    """Output loops before the first reduce loop (all output loops where nothing is reduced)."""
+    found: list[Loop] = []
+    for loop in nest.loops:
+        if loop.reduce is not None:
+            break
+        found.append(loop)
+    return found
+
+
+def tile_loops(nest: Nest) -> list[Loop]:
+    """Output loops after the first reduce loop: the tile."""
+    return output_loops(nest)[len(outer_loops(nest)) :]
+
+
+def vector_count(extent: int, lanes: int) -> int:
+    """Vectors that hold so many elements."""
+    return -(-extent // lanes)
+
+
+def tile_vectors(nest: Nest, lanes: int) -> tuple[int, int]:
+    """(vectors that the states of the tile take, vectors of one operand along the tile)."""
+    total, along = 1, 1
+    for loop in tile_loops(nest):
+        count = loop_extent(nest, loop)
+        if loop.kind is LoopKind.VECTOR:
+            count = along = vector_count(count, lanes)
+        total *= count
+    return total, along

@@ -1,0 +1,53 @@
+"""The directives: small rewrites of one nest, each with its legality and its text.
+
+One file per family: split (split, cover, peel), order (reorder, fuse), mark (unroll, vectorize,
+parallel, carry, rfactor), pack (pack), stage (compute_at, inline).
+"""
+
+from convgen.schedule.directives.base import Directive
+from convgen.schedule.directives.mark import (
+    Carry,
+    Parallel,
+    Rfactor,
+    Unroll,
+    Vectorize,
+    carry,
+    parallel,
+    rfactor,
+    unroll,
+    vectorize,
+)
+from convgen.schedule.directives.order import Fuse, Reorder, fuse, reorder
+from convgen.schedule.directives.pack import Pack, pack
+from convgen.schedule.directives.split import Cover, Peel, Split, cover, peel, split
+from convgen.schedule.directives.stage import ComputeAt, Inline, compute_at, inline
+
+__all__ = [
+    "Carry",
+    "ComputeAt",
+    "Cover",
+    "Directive",
+    "Fuse",
+    "Inline",
+    "Pack",
+    "Parallel",
+    "Peel",
+    "Reorder",
+    "Rfactor",
+    "Split",
+    "Unroll",
+    "Vectorize",
+    "carry",
+    "compute_at",
+    "cover",
+    "fuse",
+    "inline",
+    "pack",
+    "parallel",
+    "peel",
+    "reorder",
+    "rfactor",
+    "split",
+    "unroll",
+    "vectorize",
+]

@@ -1,0 +1,402 @@
+"""Directives that say how a loop runs: unroll, vectorize, parallel, carry, rfactor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from convgen.ir.nodes import Kernel, Loop, LoopKind, Nest
+from convgen.schedule.access import (
+    in_loops,
+    loads_of,
+    stride_of,
+    tile_loops,
+    tile_vectors,
+    trips,
+)
+from convgen.schedule.directives.base import (
+    Directive,
+    Value,
+    change_loop,
+    replace_nest,
+    segment_owner,
+)
+from convgen.target import Target
+
+# A tile that is written out in full must stay readable for the register allocator.
+UNROLL_LIMIT = 4096
+# Iterations that make a call of a worker worth its start: a fork and join takes 0.1 us.
+POINTS_PER_CALL = 8192
+
+
+@dataclass(frozen=True)
+class Unroll(Directive):
+    """unroll(x): every iteration written out; unroll(x, 4): four per jump.
+
+    before   for r < 3: f(r)              after   f(0) f(1) f(2)
+
+    Legal: a serial loop; a loop of segments only runs over its segments and cannot be unrolled.
+    Elsewhere: unroll (Halide, TVM, Exo), #pragma unroll.
+    """
+
+    axis: str
+    steps: int = 0
+    keyword: ClassVar[str] = "unroll"
+
+    def arguments(self) -> tuple[Sequence[Value], dict[str, Value]]:
+        return ((self.axis, self.steps) if self.steps else (self.axis,)), {}
+
+    def check_nest(self, nest: Nest, kernel: Kernel, target: Target) -> None:
+        loop = self.loop(nest, self.axis)
+        _check_unmarked(self, nest, loop)
+        if loop.segments:
+            self.refuse(
+                nest,
+                f"{self.axis} runs over the segments of a cover or peel",
+                expected="a plain loop",
+                got=self.axis,
+                hint=f"unroll({loop.inner})",
+            )
+        if self.steps < 0 or self.steps > loop.extent:
+            self.refuse(
+                nest,
+                "the steps must fit the extent",
+                expected=f"steps in 1..{loop.extent}",
+                got=str(self.steps),
+            )
+        if not self.steps and loop.extent > UNROLL_LIMIT:
+            self.refuse(
+                nest,
+                f"{self.axis} is too long to be written out",
+                expected=f"an extent of at most {UNROLL_LIMIT}",
+                got=str(loop.extent),
+                hint=f"unroll({self.axis}, 4)",
+            )
+
+    def rewrite(self, nest: Nest, kernel: Kernel, target: Target) -> Kernel:
+        def mark(loop: Loop) -> Loop:
+            if self.steps:
+                return replace(loop, steps=self.steps)
+            return replace(loop, kind=LoopKind.UNROLL)
+
+        return replace_nest(kernel, nest.name, change_loop(nest, self.axis, mark))
+
+
+@dataclass(frozen=True)
+class Vectorize(Directive):
+    """vectorize(k_in): all iterations at once, in as many vector registers as they need.
+
+    before   for k_in < 32: f(k_in)       after   vector k_in < 32: f(k_in)
+
+    An extent that is no multiple of the lanes ends in a partly used vector. Legal: one loop of the
+    nest, innermost of those that stay loops; each operand contiguous along it or broadcast (with
+    `strided`, any: gathered element by element, and noted); a reduce loop only after
+    rfactor.
+    Elsewhere: vectorize (Halide, TVM), simd (OpenMP).
+    """
+
+    axis: str
+    strided: bool = False
+    keyword: ClassVar[str] = "vectorize"
+
+    def arguments(self) -> tuple[Sequence[Value], dict[str, Value]]:
+        return (self.axis,), ({"strided": True} if self.strided else {})
+
+    def check_nest(self, nest: Nest, kernel: Kernel, target: Target) -> None:
+        loop = self.loop(nest, self.axis)
+        _check_unmarked(self, nest, loop)
+        if loop.segments:
+            self.refuse(
+                nest,
+                f"{self.axis} runs over the segments of a cover or peel",
+                expected="a plain loop",
+                got=self.axis,
+                hint=f"vectorize({loop.inner})",
+            )
+        others = [o.name for o in nest.loops if o.kind is LoopKind.VECTOR and _meets(o, loop)]
+        if others:
+            self.refuse(
+                nest,
+                f"{others[0]} is vectorized already",
+                expected="one vector loop",
+                got=f"{others[0]}, {self.axis}",
+            )
+        if loop.reduce is not None:
+            factored = nest.reduces[loop.reduce].factored
+            if self.axis not in factored:
+                self.refuse(
+                    nest,
+                    f"the iterations of {self.axis} share one state",
+                    expected="an output loop or a factored reduce loop",
+                    got=f"{self.axis} (reduce)",
+                    hint=f"rfactor({self.axis})",
+                )
+        if not self.strided:
+            self._check_operands(nest, kernel, loop)
+
+    def _check_operands(self, nest: Nest, kernel: Kernel, loop: Loop) -> None:
+        for load in loads_of(nest):
+            stride = stride_of(kernel.buffer(load.buffer), load.index, nest, self.axis)
+            if stride not in (0, 1, -1):
+                self.refuse(
+                    nest,
+                    f"{load.buffer} is strided along {self.axis}",
+                    expected="contiguous or broadcast operands",
+                    got="a step that varies" if stride is None else f"a step of {stride}",
+                    hint=f"pack({load.buffer}, {self.axis})",
+                )
+            for index, edge in zip(load.index, load.edges, strict=True):
+                if edge is None or edge.kind not in ("reflect", "replicate", "circular"):
+                    continue
+                if stride and self.axis in in_loops(nest, index).names():
+                    self.refuse(
+                        nest,
+                        f"{load.buffer} folds back along {self.axis}",
+                        expected="contiguous or broadcast operands",
+                        got=f"a {edge.kind} edge",
+                        hint=f"pack({load.buffer}, {self.axis})",
+                    )
+
+    def rewrite(self, nest: Nest, kernel: Kernel, target: Target) -> Kernel:
+        after = change_loop(nest, self.axis, lambda o: replace(o, kind=LoopKind.VECTOR))
+        out = replace_nest(kernel, nest.name, after)
+        for load in loads_of(nest) if self.strided else ():
+            stride = stride_of(kernel.buffer(load.buffer), load.index, nest, self.axis)
+            if stride not in (0, 1):
+                step = "a varying step" if stride is None else f"a step of {stride}"
+                note = f"{nest.name}: {load.buffer} is gathered along {self.axis} ({step})"
+                if note not in out.notes:
+                    out = replace(out, notes=(*out.notes, note))
+        return out
+
+
+@dataclass(frozen=True)
+class Parallel(Directive):
+    """parallel(n, k_out): the iterations of these loops together are the tasks of the phase.
+
+    before   for n < 2                    after   parallel n < 2
+               for k_out < 4                        parallel k_out < 4      8 tasks
+
+    Legal: output loops, outermost, named in their order; not the loops of a cover or peel.
+    Elsewhere: parallel (Halide, TVM), parallel for collapse(n) (OpenMP).
+    """
+
+    axes: tuple[str, ...]
+    keyword: ClassVar[str] = "parallel"
+
+    def arguments(self) -> tuple[Sequence[Value], dict[str, Value]]:
+        return self.axes, {}
+
+    def check_nest(self, nest: Nest, kernel: Kernel, target: Target) -> None:
+        for name in self.axes:
+            loop = self.loop(nest, name)
+            if loop.reduce is not None:
+                self.refuse(
+                    nest,
+                    f"{name} is a reduce loop, its iterations share a result",
+                    expected="output loops",
+                    got=name,
+                )
+            _check_unmarked(self, nest, loop)
+            if loop.segments or segment_owner(nest, name):
+                self.refuse(
+                    nest,
+                    f"{name} belongs to a cover or peel, its tasks would differ",
+                    expected="plain loops",
+                    got=name,
+                )
+        first = [loop.name for loop in nest.loops][: len(self.axes)]
+        if not self.axes or first != list(self.axes):
+            self.refuse(
+                nest,
+                "the parallel loops must be the outermost, in their order",
+                expected="the outermost loops" + (f": {', '.join(first)}" if first else ""),
+                got=", ".join(self.axes) or "none",
+                hint=f"reorder({', '.join(self.axes)}, ...) before" if self.axes else None,
+            )
+
+    def rewrite(self, nest: Nest, kernel: Kernel, target: Target) -> Kernel:
+        after = nest
+        for name in self.axes:
+            after = change_loop(after, name, lambda o: replace(o, kind=LoopKind.PARALLEL))
+        return set_grain(replace_nest(kernel, nest.name, after), nest.name)
+
+
+@dataclass(frozen=True)
+class Carry(Directive):
+    """carry(): the states of the tile live in registers through the reduce loops.
+
+    before   for c: for x_in: acc[x_in] += ...   (states in memory)
+    after    s0 s1 .. = 0; for c: s0 += ..; s1 += ..; ..; store s0, s1, ..
+
+    Legal: a nest that reduces, its tile loops unrolled or vectorized, and the states with their
+    operands within the vector registers of the target, two left free.
+    Elsewhere: register tiling, accumulators in registers; scalar replacement.
+    """
+
+    keyword: ClassVar[str] = "carry"
+
+    def arguments(self) -> tuple[Sequence[Value], dict[str, Value]]:
+        return (), {}
+
+    def check_nest(self, nest: Nest, kernel: Kernel, target: Target) -> None:
+        if not nest.reduces:
+            self.refuse(nest, "nothing is reduced", expected="a nest with a reduce", got=nest.name)
+        for loop in tile_loops(nest):
+            if loop.kind is LoopKind.SERIAL and loop.extent > 1:
+                self.refuse(
+                    nest,
+                    f"the tile loop {loop.name} stays a loop, registers have no addresses",
+                    expected="tile loops that are unrolled or vectorized",
+                    got=f"{loop.name} (serial)",
+                    hint=f"unroll({loop.name})",
+                )
+        need, have = registers_needed(nest, target), target.vector_registers - 2
+        if need > have:
+            self.refuse(
+                nest,
+                "the tile does not fit the vector registers",
+                expected=f"at most {have} live vectors of {target.vector_registers}",
+                got=str(need),
+                hint="a smaller tile",
+            )
+
+    def rewrite(self, nest: Nest, kernel: Kernel, target: Target) -> Kernel:
+        reduces = tuple(replace(r, carried=True) for r in nest.reduces)
+        return replace_nest(kernel, nest.name, replace(nest, reduces=reduces))
+
+
+@dataclass(frozen=True)
+class Rfactor(Directive):
+    """rfactor(c_in): each iteration of a reduce loop keeps a state of its own; the states are joined
+    in loop order at the end.
+
+    before   s = 0; for c_out, c_in: s += ..
+    after    s[c_in] = 0; for c_out, c_in: s[c_in] += ..; s = s[0] + s[1] + ..
+
+    Makes a reduce loop fit for vectorize and unroll. Legal: an associative reduction; one whose
+    result depends on the order only where the factored loop is the outermost of its reduce.
+    Elsewhere: rfactor (Halide, TVM), partial sums, privatization.
+    """
+
+    axis: str
+    keyword: ClassVar[str] = "rfactor"
+
+    def arguments(self) -> tuple[Sequence[Value], dict[str, Value]]:
+        return (self.axis,), {}
+
+    def check_nest(self, nest: Nest, kernel: Kernel, target: Target) -> None:
+        loop = self.loop(nest, self.axis)
+        _check_unmarked(self, nest, loop)
+        if loop.reduce is None:
+            self.refuse(
+                nest, f"{self.axis} is an output loop", expected="a reduce loop", got=self.axis
+            )
+        if loop.segments:
+            self.refuse(
+                nest,
+                f"{self.axis} runs over the segments of a cover or peel",
+                expected="a plain loop",
+                got=self.axis,
+                hint=f"rfactor({loop.inner})",
+            )
+        reduce = nest.reduces[loop.reduce]
+        if self.axis in reduce.factored:
+            self.refuse(nest, f"{self.axis} is factored already", expected="an unmarked loop")
+        if not reduce.combiner.associative:
+            self.refuse(
+                nest,
+                f"{reduce.combiner.name} is not associative, its states cannot be joined",
+                expected="an associative reduction",
+                got=reduce.combiner.name,
+            )
+        first = next(o.name for o in nest.loops if o.reduce == loop.reduce)
+        if not reduce.combiner.commutative and first != self.axis:
+            self.refuse(
+                nest,
+                f"{reduce.combiner.name} depends on the order of its elements",
+                expected=f"the outermost loop of its reduce, {first}",
+                got=self.axis,
+            )
+
+    def rewrite(self, nest: Nest, kernel: Kernel, target: Target) -> Kernel:
+        number = self.loop(nest, self.axis).reduce
+        reduces = tuple(
+            replace(r, factored=(*r.factored, self.axis)) if i == number else r
+            for i, r in enumerate(nest.reduces)
+        )
+        return replace_nest(kernel, nest.name, replace(nest, reduces=reduces))
+
+
+def unroll(axis: str, steps: int = 0, *, nest: str = "") -> Unroll:
+    """See Unroll."""
+    return Unroll(axis, steps, nest=nest)
+
+
+def vectorize(axis: str, strided: bool = False, *, nest: str = "") -> Vectorize:
+    """See Vectorize."""
+    return Vectorize(axis, strided, nest=nest)
+
+
+def parallel(*axes: str, nest: str = "") -> Parallel:
+    """See Parallel."""
+    return Parallel(tuple(axes), nest=nest)
+
+
+def carry(*, nest: str = "") -> Carry:
+    """See Carry."""
+    return Carry(nest=nest)
+
+
+def rfactor(axis: str, *, nest: str = "") -> Rfactor:
+    """See Rfactor."""
+    return Rfactor(axis, nest=nest)
+
+
+def registers_needed(nest: Nest, target: Target) -> int:
+    """Live vectors in the hot loop of a carried nest: the states of the tile and the operands along
+    the vector loop. Broadcast operands come from memory or from the two registers left free."""
+    need = 0
+    for number, reduce in enumerate(nest.reduces):
+        dtypes = reduce.combiner.dtypes
+        lanes = min(target.lanes(d) for d in dtypes)
+        own = [o for o in nest.loops if o.reduce in (None, number)]
+        total, along = tile_vectors(replace(nest, loops=tuple(own)), lanes)
+        for name in reduce.factored:
+            loop = nest.loop(name)
+            vector = loop.kind is LoopKind.VECTOR
+            total *= -(-loop.extent // lanes) if vector else loop.extent
+        need = max(need, total * len(dtypes) + along)
+    return need
+
+
+def _meets(a: Loop, b: Loop) -> bool:
+    """True where two loops can be live at once: output loops, or loops of one reduce."""
+    return a.reduce is None or b.reduce is None or a.reduce == b.reduce
+
+
+def _check_unmarked(directive: Directive, nest: Nest, loop: Loop) -> None:
+    if loop.kind is not LoopKind.SERIAL or loop.steps > 1:
+        kind = loop.kind.value if loop.kind is not LoopKind.SERIAL else f"unrolled by {loop.steps}"
+        directive.refuse(
+            nest,
+            f"{loop.name} is marked already",
+            expected="a serial loop",
+            got=f"{loop.name} ({kind})",
+        )
+
+
+def set_grain(kernel: Kernel, name: str) -> Kernel:
+    """The phase of a nest with a grain that keeps each call of a worker worth its start."""
+    phases = list(kernel.phases)
+    for i, phase in enumerate(phases):
+        if not isinstance(phase.body, tuple) or all(n.name != name for n in phase.body):
+            continue
+        work = sum(
+            math.prod(trips(o) for o in n.loops if o.kind is not LoopKind.PARALLEL)
+            for n in phase.body
+        )
+        phases[i] = replace(phase, grain=max(1, POINTS_PER_CALL // max(1, work)))
+    return replace(kernel, phases=tuple(phases))

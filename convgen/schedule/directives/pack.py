@@ -1,0 +1,376 @@
+"""pack: a copy of an operand in the order in which the hot loop reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from convgen.affine import Affine
+from convgen.ir.nodes import (
+    Buffer,
+    Edge,
+    Expr,
+    Kernel,
+    Layout,
+    Load,
+    Loop,
+    LoopKind,
+    Nest,
+    Phase,
+    Segment,
+    StoreNode,
+)
+from convgen.ir.layout import halo_of
+from convgen.ir.visit import loads, map_affine, map_expr, map_nest_exprs
+from convgen.schedule.access import in_loops, loads_of, unit_bases
+from convgen.schedule.directives.base import Directive, Value, all_nests, replace_nest
+from convgen.schedule.directives.mark import set_grain
+from convgen.target import Target
+
+# A copying loop keeps at most this many vectors in flight.
+COPY_VECTORS = 4
+
+
+@dataclass(frozen=True)
+class Pack(Directive):
+    """pack(W, k_in): read a copy of W whose innermost dimension in memory is the one of k_in.
+
+    before   Y[k] += W[k, c]              after   pack_W: W_packed[k, c] = W[k, c]
+             k = 32*k_out + k_in                  Y[k] += W_packed[k, c], laid out [k_out][c][32]
+
+    The other dimensions lie in the order of the loops that walk them. A named loop that is the
+    inside of a split becomes a block of its dimension (padded with zeros up to whole blocks);
+    another one moves its dimension innermost. Without named loops the order stays. What
+    lies outside the operand (zero, constant, reflect, replicate, circular) is written into the
+    copy, so the hot loads have no edges; omit edges stay.
+    The copying is a phase before the nest; with ``hoist=True`` it belongs to prepare, done once
+    for as long as the operand does not change.
+    Legal: an operand that the nest reads with the same edges everywhere and does not write; hoist
+    for inputs and constants.
+    Elsewhere: packing (BLIS, oneDNN reorder), Halide in() with reorder_storage, TVM
+    cache_read with a layout, Exo stage_mem.
+    """
+
+    buffer: str
+    loops: tuple[str, ...] = field(default=())
+    hoist: bool = False
+    keyword: ClassVar[str] = "pack"
+
+    def arguments(self) -> tuple[Sequence[Value], dict[str, Value]]:
+        return (self.buffer, *self.loops), ({"hoist": True} if self.hoist else {})
+
+    def check_nest(self, nest: Nest, kernel: Kernel, target: Target) -> None:
+        reads = [o for o in loads_of(nest) if o.buffer == self.buffer]
+        if not reads:
+            read = sorted({o.buffer for o in loads_of(nest)})
+            self.refuse(
+                nest,
+                f"{nest.name} does not read {self.buffer}",
+                expected="one of " + ", ".join(read) if read else "a nest that reads",
+                got=self.buffer,
+            )
+        source = kernel.buffer(self.buffer)
+        if source.role in ("packed", "scratch"):
+            self.refuse(
+                nest,
+                f"{self.buffer} is {source.role} already",
+                expected="an operand as the caller or a stage stores it",
+                got=f"a {source.role} buffer",
+            )
+        if any(s.buffer == self.buffer for s in nest.stores):
+            self.refuse(nest, f"{nest.name} writes {self.buffer} itself", expected="a pure operand")
+        if any(o.edges != reads[0].edges for o in reads):
+            self.refuse(
+                nest,
+                f"{self.buffer} is read with different edges",
+                expected="the same edges at every access",
+            )
+        self._check_loops(nest, reads[0])
+        self._check_hoist(nest, source, reads[0])
+        self._check_edges(nest, reads)
+
+    def _check_loops(self, nest: Nest, load: Load) -> None:
+        dims: list[int] = []
+        for name in self.loops:
+            self.loop(nest, name)
+            found = _dim_of(nest, load, name)
+            if found is None:
+                self.refuse(
+                    nest,
+                    f"{self.buffer} does not vary along {name}",
+                    expected="loops that move through " + self.buffer,
+                    got=name,
+                )
+            dims.append(found)
+        if len(set(dims)) != len(dims):
+            self.refuse(
+                nest,
+                "two of the named loops move through one dimension",
+                expected="one loop for each dimension",
+                got=", ".join(self.loops),
+            )
+
+    def _check_hoist(self, nest: Nest, source: Buffer, load: Load) -> None:
+        if not self.hoist:
+            return
+        values = [e.value for e in load.edges if e and e.value is not None]
+        computed = any(True for v in values for _ in loads(v))
+        if source.role not in ("input", "constant") or computed:
+            self.refuse(
+                nest,
+                f"{self.buffer} is not known before the kernel runs",
+                expected="an input or a constant",
+                got=f"a {source.role} buffer" + (" padded by what a stage computes" * computed),
+                hint=str(replace(self, hoist=False)),
+            )
+
+    def _check_edges(self, nest: Nest, reads: Sequence[Load]) -> None:
+        for load in reads:
+            single = {index.single for index in load.index}
+            for edge in load.edges:
+                for inner in loads(edge.value) if edge and edge.value is not None else ():
+                    used = frozenset[str]().union(*(i.names() for i in inner.index))
+                    if not used <= single:
+                        self.refuse(
+                            nest,
+                            f"the padding of {self.buffer} depends on more than its own indices",
+                            expected="a padding value over " + ", ".join(n for n in single if n),
+                            got=", ".join(sorted(used)),
+                        )
+
+    def rewrite(self, nest: Nest, kernel: Kernel, target: Target) -> Kernel:
+        source = kernel.buffer(self.buffer)
+        reads = [o for o in loads_of(nest) if o.buffer == self.buffer]
+        layout = self._layout(nest, source, reads)
+        name = _existing(kernel, source, layout, reads[0].edges, self.hoist)
+        if name is None:
+            name = _fresh(f"{self.buffer}_packed", [b.name for b in kernel.buffers])
+            packed = Buffer(name, source.dtype, source.shape, layout, "packed")
+            kernel = self._with_phase(kernel, nest, packed, reads[0], target)
+        found = name
+
+        def change(expr: Expr) -> Expr:
+            if isinstance(expr, Load) and expr.buffer == self.buffer:
+                kept = tuple(e if e and e.kind == "omit" else None for e in expr.edges)
+                return replace(expr, buffer=found, edges=kept)
+            return expr
+
+        after = map_nest_exprs(nest, lambda body: map_expr(body, change))
+        return replace_nest(kernel, nest.name, after)
+
+    def _with_phase(
+        self, kernel: Kernel, nest: Nest, packed: Buffer, load: Load, target: Target
+    ) -> Kernel:
+        """The kernel with the packed buffer and the phase that fills it."""
+        name = _fresh(f"pack_{self.buffer}", [n.name for n in all_nests(kernel)])
+        body = packing_nest(name, kernel.buffer(self.buffer), packed, load, target)
+        phase = Phase(name, (body,), when="prepare" if self.hoist else "run")
+        place = _place(kernel, nest, self.hoist)
+        phases = (*kernel.phases[:place], phase, *kernel.phases[place:])
+        after = replace(kernel, buffers=(*kernel.buffers, packed), phases=phases)
+        return set_grain(after, name)
+
+    def _layout(self, nest: Nest, source: Buffer, reads: Sequence[Load]) -> Layout:
+        """Named dimensions last (blocks where they can be), the others as the loops walk them."""
+        halo = _halo(nest, source, reads)
+        load = reads[0]
+        blocks: list[tuple[int, int]] = []
+        last: list[int] = []
+        for name in self.loops:
+            dim = _dim_of(nest, load, name)
+            assert dim is not None
+            size = _block_size(nest, load.index[dim], name)
+            if size and size < source.shape[dim] and halo[dim] == (0, 0):
+                blocks.append((dim, size))
+            else:
+                last.append(dim)
+        place = {loop.name: i for i, loop in enumerate(nest.loops)}
+        place |= {loop.base: place[loop.name] for loop in nest.loops if loop.segments}
+
+        def position(dim: int) -> int:
+            names = in_loops(nest, load.index[dim]).names()
+            return min((place[n] for n in names if n in place), default=-1)
+
+        order = [d for d in source.layout.order if d not in last]
+        if self.loops:
+            order.sort(key=position)
+        kept = halo if any(h != (0, 0) for h in halo) else ()
+        return Layout((*order, *last), tuple(blocks), kept)
+
+
+def pack(buffer: str, *loops: str, hoist: bool = False, nest: str = "") -> Pack:
+    """See Pack."""
+    return Pack(buffer, tuple(loops), hoist, nest=nest)
+
+
+def packing_nest(name: str, source: Buffer, packed: Buffer, load: Load, target: Target) -> Nest:
+    """The scheduled nest that fills a packed buffer, its padding and halo included.
+
+    The loop that is contiguous in the copy is the vector loop; what the ranges of a segment decide
+    (inside, halo, padding) needs no test.
+    """
+    layout = packed.layout
+    vector_dim = layout.blocks[-1][0] if layout.blocks else layout.order[-1]
+    blocked = {dim for dim, _ in layout.blocks}
+    step = COPY_VECTORS * target.lanes(packed.dtype)
+    dims = {d: _copy_loops(packed, d, step if d == vector_dim else 0) for d in layout.order}
+    plain: list[Loop] = []
+    cut: list[Loop] = []
+    inner: list[Loop] = []
+    for dim, (loops, _, _) in dims.items():
+        if dim in blocked or dim == vector_dim:
+            inner.insert(len(inner) if dim == vector_dim else 0, loops[-1])
+            loops = loops[:-1]
+        for loop in loops:
+            (plain if len(loops) == 1 and not loop.segments else cut).append(loop)
+    plain = [replace(loop, kind=LoopKind.PARALLEL) for loop in plain]
+    inner[-1] = replace(inner[-1], kind=LoopKind.VECTOR)
+    index = tuple(Affine.of(f"i{d}") for d in range(len(source.shape)))
+    renamed = {i.single: index[d] for d, i in enumerate(load.index) if i.single}
+    edges = tuple(
+        _copy_edge(load.edges[d], dims[d][2], source.shape[d], renamed) for d in range(len(index))
+    )
+    return Nest(
+        name=name,
+        loops=(*plain, *cut, *inner),
+        axes=tuple((f"i{d}", dims[d][1]) for d in range(len(index))),
+        ranges=tuple((f"i{d}", *dims[d][2]) for d in range(len(index))),
+        guards=(),
+        reduces=(),
+        stores=(StoreNode(packed.name, index, Load(source.name, index, edges, source.dtype)),),
+    )
+
+
+def _copy_loops(
+    packed: Buffer, dim: int, step: int
+) -> tuple[list[Loop], Affine, tuple[int, int]]:
+    """Loops over one dimension of a copy (outermost first), the index they give, its range.
+    `step`: the most that the innermost takes at once, 0 for no limit."""
+    extent, axis = packed.shape[dim], f"i{dim}"
+    low, high = halo_of(packed.layout, dim)
+    size = dict(packed.layout.blocks).get(dim, 0)
+    padding = -(low + extent + high) % size if size else 0
+    total = low + extent + high + padding
+    segments = [Segment(0, 1, low)]
+    for part in _steps(low, extent, size or step or extent):
+        segments.append(part)
+    segments += [Segment(low + extent, 1, high), Segment(total - padding, 1, padding)]
+    segments = [s for s in segments if s.count and s.size]
+    inside = Affine.of(f"{axis}_in")
+    if len(segments) > 1:
+        outer = Loop(
+            f"{axis}_out",
+            sum(s.count for s in segments),
+            segments=tuple(segments),
+            inner=f"{axis}_in",
+            base=f"{axis}_base",
+        )
+        inner = Loop(f"{axis}_in", max(s.size for s in segments))
+        value = Affine.of(f"{axis}_base") + inside - low
+        return [outer, inner], value, (-low, total - low)
+    only = segments[0]
+    if only.count == 1:
+        return [Loop(axis, only.size)], Affine.of(axis), (0, total)
+    loops = [Loop(f"{axis}_out", only.count), Loop(f"{axis}_in", only.size)]
+    return loops, Affine.of(f"{axis}_out") * only.size + inside, (0, total)
+
+
+def _copy_edge(
+    edge: Edge | None, span: tuple[int, int], extent: int, names: Mapping[str, Affine]
+) -> Edge | None:
+    """What the copying load does outside its source: as the nest's load; zeros in padding."""
+    if span[0] >= 0 and span[1] <= extent:
+        return None
+    if edge is None or edge.kind == "omit":
+        return Edge("zero")
+    if edge.value is None:
+        return edge
+    value = map_affine(edge.value, lambda index: index.substitute(names))
+    return replace(edge, value=value)
+
+
+def _steps(start: int, extent: int, step: int) -> list[Segment]:
+    """Whole steps, then the rest."""
+    whole, rest = divmod(extent, step)
+    return [Segment(start, whole, step), Segment(start + whole * step, 1, rest)]
+
+
+def _dim_of(nest: Nest, load: Load, name: str) -> int | None:
+    """The last dimension whose index moves with a loop."""
+    found = None
+    for dim, index in enumerate(load.index):
+        if name in in_loops(nest, index).names():
+            found = dim
+    return found
+
+
+def _block_size(nest: Nest, index: Affine, name: str) -> int:
+    """The extent of a loop that walks whole, aligned blocks of an index; 0 for any other."""
+    bases, _ = unit_bases(nest)
+    written = in_loops(nest, index).substitute(bases)
+    if written.coefficient(name) != 1 or name in written.hidden_names():
+        return 0
+    size = nest.loop(name).extent
+    rest = written.without(name)
+    aligned = rest.constant % size == 0 and all(c % size == 0 for _, c in rest.terms)
+    return size if rest.terms and aligned else 0
+
+
+def _halo(
+    nest: Nest, source: Buffer, reads: Sequence[Load]
+) -> tuple[tuple[int, int], ...]:
+    """How far the accesses reach out of each dimension that has an edge (other than omit)."""
+    ranges = {name: (low, high) for name, low, high in nest.ranges}
+    halo: list[tuple[int, int]] = []
+    for dim, extent in enumerate(source.shape):
+        before = after = 0
+        for load in reads:
+            edge = load.edges[dim]
+            if edge is not None and edge.kind != "omit":
+                first, last = load.index[dim].bounds(ranges)
+                before = max(before, -first)
+                after = max(after, last - extent + 1)
+        halo.append((before, after))
+    return tuple(halo)
+
+
+def _existing(
+    kernel: Kernel, source: Buffer, layout: Layout, edges: tuple[Edge | None, ...], hoist: bool
+) -> str | None:
+    """The packed buffer that an equal pack made before."""
+    for phase in kernel.phases:
+        if (phase.when == "prepare") != hoist or not isinstance(phase.body, tuple):
+            continue
+        for nest in phase.body:
+            name = nest.stores[0].buffer
+            found = kernel.buffer(name)
+            read = loads_of(nest)
+            if found.role != "packed" or not read or read[0].buffer != source.name:
+                continue
+            same = all(
+                old == new or new is None or new.kind == "omit" or old is None
+                for old, new in zip(read[0].edges, edges, strict=True)
+            )
+            if found.layout == layout and same:
+                return name
+    return None
+
+
+def _place(kernel: Kernel, nest: Nest, hoist: bool) -> int:
+    """Where the packing phase goes: behind the other prepare phases, or right before the nest."""
+    for i, phase in enumerate(kernel.phases):
+        if hoist and phase.when != "prepare":
+            return i
+        if isinstance(phase.body, tuple) and any(n.name == nest.name for n in phase.body):
+            return i
+    return 0
+
+
+def _fresh(name: str, used: Sequence[str]) -> str:
+    if name not in used:
+        return name
+    number = 2
+    while f"{name}_{number}" in used:
+        number += 1
+    return f"{name}_{number}"

@@ -1,0 +1,289 @@
+"""Directives that move a producer into its consumer: compute_at, inline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from convgen.affine import Affine, Constraint
+from convgen.ir.nodes import (
+    Attached,
+    Buffer,
+    Expr,
+    Kernel,
+    Layout,
+    Load,
+    Loop,
+    Nest,
+    StoreNode,
+)
+from convgen.ir.regions import Box, axis_ranges, footprint_of_loads, inside, loop_ranges
+from convgen.ir.visit import map_affine, map_expr, map_nest_exprs
+from convgen.schedule.access import loads_of, outer_loops
+from convgen.schedule.directives.base import Directive, Value, all_nests, replace_nest
+from convgen.target import Target
+
+
+@dataclass(frozen=True)
+class ComputeAt(Directive):
+    """compute_at(T, y): compute the part of T that one iteration of y reads, inside that loop.
+
+    before   for i: T[i] = ..             after   for y: for T_i < 3: T_tile[T_i] = ..
+             for y: for r < 3: .. T[y+r]             for r < 3: .. T_tile[r]
+
+    Legal: T is a temporary that only this nest reads, written by one unscheduled nest at plain
+    indices; y an output loop outside all reduces; the accesses of T stay inside it (or are packed
+    first) and move together. Points on which parts overlap are computed again.
+    Elsewhere: compute_at (Halide, TVM), overlapped tiling, fusion with recomputation.
+    """
+
+    buffer: str
+    loop_name: str
+    keyword: ClassVar[str] = "compute_at"
+
+    def arguments(self) -> tuple[Sequence[Value], dict[str, Value]]:
+        return (self.buffer, self.loop_name), {}
+
+    def check_nest(self, nest: Nest, kernel: Kernel, target: Target) -> None:
+        producer = find_producer(self, nest, kernel, self.buffer)
+        self.loop(nest, self.loop_name)
+        outer = [loop.name for loop in outer_loops(nest)]
+        if self.loop_name not in outer:
+            self.refuse(
+                nest,
+                f"{self.loop_name} is not outside all reduces",
+                expected="one of " + ", ".join(outer) if outer else "an output loop outside",
+                got=self.loop_name,
+            )
+        if _box(self, nest) is None:
+            self.refuse(
+                nest,
+                f"the accesses of {self.buffer} do not move together",
+                expected="accesses whose indices differ by constants",
+                got=f"{self.buffer} in {nest.name}",
+            )
+        self._check_producer(nest, producer)
+
+    def _check_producer(self, nest: Nest, producer: Nest) -> None:
+        for loop in producer.loops:
+            if loop.segments or loop.kind.value != "serial" or loop.steps > 1:
+                self.refuse(
+                    nest,
+                    f"{producer.name} is scheduled already",
+                    expected="compute_at before the directives of the producer",
+                    got=loop.name,
+                )
+        if producer.attached or len(producer.stores) != 1:
+            self.refuse(
+                nest,
+                f"{producer.name} does more than compute {self.buffer}",
+                expected="a nest with one store",
+                got=f"{len(producer.stores)} stores, {len(producer.attached)} attached nests",
+            )
+        plain = {a for a, v in producer.axes if len(v.terms) == 1 and v.is_plain}
+        if any(i.single not in plain for i in producer.stores[0].index):
+            self.refuse(
+                nest,
+                f"{producer.name} does not write {self.buffer} at plain indices",
+                expected="one axis for each index",
+                got=", ".join(str(i) for i in producer.stores[0].index),
+            )
+
+    def rewrite(self, nest: Nest, kernel: Kernel, target: Target) -> Kernel:
+        producer = find_producer(self, nest, kernel, self.buffer)
+        box = _box(self, nest)
+        assert box is not None
+        source = kernel.buffer(self.buffer)
+        shape = tuple(span.extent for span in box)
+        name = f"{self.buffer}_tile"
+        tile = Buffer(name, source.dtype, shape, Layout.rowmajor(len(shape)), "scratch")
+        starts = {f"{self.buffer}_at{d}": span.base for d, span in enumerate(box)}
+        axes = list(starts)
+
+        def change(expr: Expr) -> Expr:
+            if isinstance(expr, Load) and expr.buffer == self.buffer:
+                index = tuple(i - Affine.of(a) for i, a in zip(expr.index, axes, strict=True))
+                return replace(expr, buffer=name, index=index, edges=(None,) * len(index))
+            return expr
+
+        ranges = loop_ranges(nest)
+        spans = {a: v.bounds(ranges) for a, v in starts.items()}
+        inner = _local(producer, box, tile, ranges, source.shape)
+        after = map_nest_exprs(nest, lambda body: map_expr(body, change))
+        after = replace(
+            after,
+            axes=(*after.axes, *starts.items()),
+            ranges=(*after.ranges, *((a, low, high + 1) for a, (low, high) in spans.items())),
+            attached=(*after.attached, Attached(self.loop_name, inner, name)),
+        )
+        kernel = replace_nest(replace_nest(kernel, producer.name, None), nest.name, after)
+        buffers = tuple(b for b in kernel.buffers if b.name != self.buffer)
+        return replace(kernel, buffers=(*buffers, tile))
+
+
+@dataclass(frozen=True)
+class Inline(Directive):
+    """inline(T): write the formula of T in the place of each read of T in this nest.
+
+    before   for i: T[i] = f(i)           after   for y: Y[y] = g(f(y))
+             for y: Y[y] = g(T[y])
+
+    Legal: T is a temporary written by one nest without reduces at plain indices, and the reads
+    stay inside it. T itself disappears when nothing else reads it.
+    Elsewhere: compute_inline (Halide, TVM), inlining, producer-consumer fusion.
+    """
+
+    buffer: str
+    keyword: ClassVar[str] = "inline"
+
+    def arguments(self) -> tuple[Sequence[Value], dict[str, Value]]:
+        return (self.buffer,), {}
+
+    def check_nest(self, nest: Nest, kernel: Kernel, target: Target) -> None:
+        producer = find_producer(self, nest, kernel, self.buffer, shared=True)
+        if producer.reduces or len(producer.stores) != 1 or producer.guards or producer.attached:
+            self.refuse(
+                nest,
+                f"{producer.name} reduces, tests or writes more than one value",
+                expected="a producer that is one expression",
+                got=producer.name,
+                hint=f"compute_at({self.buffer}, ...)",
+            )
+        if any(i.single is None for i in producer.stores[0].index):
+            self.refuse(
+                nest,
+                f"{producer.name} does not write {self.buffer} at plain indices",
+                expected="one axis for each index",
+                got=", ".join(str(i) for i in producer.stores[0].index),
+            )
+
+    def rewrite(self, nest: Nest, kernel: Kernel, target: Target) -> Kernel:
+        producer = find_producer(self, nest, kernel, self.buffer, shared=True)
+        store = producer.stores[0]
+        names = [str(i.single) for i in store.index]
+
+        def change(expr: Expr) -> Expr:
+            if isinstance(expr, Load) and expr.buffer == self.buffer:
+                values = dict(zip(names, expr.index, strict=True))
+                return map_affine(store.value, lambda index: index.substitute(values))
+            return expr
+
+        after = map_nest_exprs(nest, lambda body: map_expr(body, change))
+        kernel = replace_nest(kernel, nest.name, after)
+        if any(o.buffer == self.buffer for n in all_nests(kernel) for o in loads_of(n)):
+            return kernel
+        kernel = replace_nest(kernel, producer.name, None)
+        return replace(
+            kernel, buffers=tuple(b for b in kernel.buffers if b.name != self.buffer)
+        )
+
+
+def compute_at(buffer: str, loop: str, *, nest: str = "") -> ComputeAt:
+    """See ComputeAt."""
+    return ComputeAt(buffer, loop, nest=nest)
+
+
+def inline(buffer: str, *, nest: str = "") -> Inline:
+    """See Inline."""
+    return Inline(buffer, nest=nest)
+
+
+def find_producer(
+    directive: Directive, nest: Nest, kernel: Kernel, buffer: str, shared: bool = False
+) -> Nest:
+    """The one nest that writes a temporary which `nest` reads inside its bounds."""
+    reads = [o for o in loads_of(nest) if o.buffer == buffer]
+    if not reads:
+        read = ", ".join(sorted({o.buffer for o in loads_of(nest)}))
+        directive.refuse(
+            nest,
+            f"{nest.name} does not read {buffer}",
+            expected=f"one of {read}" if read else "a nest that reads",
+            got=buffer,
+        )
+    role = kernel.buffer(buffer).role
+    if role != "temporary":
+        directive.refuse(
+            nest, f"{buffer} is an {role}" if role[0] in "io" else f"{buffer} is {role}",
+            expected="a temporary", got=f"{buffer} ({role})",
+        )
+    if any(edge is not None for load in reads for edge in load.edges):
+        directive.refuse(
+            nest,
+            f"the reads of {buffer} leave it",
+            expected="reads inside",
+            got="an edge",
+            hint=f"pack({buffer})",
+        )
+    writers = [n for n in all_nests(kernel) if any(s.buffer == buffer for s in n.stores)]
+    readers = [n for n in all_nests(kernel) if any(o.buffer == buffer for o in loads_of(n))]
+    if len(writers) != 1 or (len(readers) > 1 and not shared):
+        directive.refuse(
+            nest,
+            f"{buffer} is written by {len(writers)} nests and read by {len(readers)}",
+            expected="one writer" + ("" if shared else " and one reader"),
+            got=", ".join(n.name for n in (*writers, *readers)),
+        )
+    return writers[0]
+
+
+def _box(directive: ComputeAt, nest: Nest) -> Box | None:
+    """What one iteration of the loop reads, over the loops that stay fixed in it."""
+    names = [loop.name for loop in nest.loops]
+    outer = set(names[: names.index(directive.loop_name) + 1])
+    outer |= {loop.base for loop in nest.loops if loop.segments and loop.name in outer}
+    moving = {n: r for n, r in loop_ranges(nest).items() if n not in outer}
+    bare = replace(nest, attached=())
+    return footprint_of_loads(bare, directive.buffer, moving)
+
+
+def _local(
+    producer: Nest,
+    box: Box,
+    tile: Buffer,
+    fixed: dict[str, tuple[int, int]],
+    shape: tuple[int, ...],
+) -> Nest:
+    """The producer over one box: its loops renamed, its output axes started at the box."""
+    prefix = tile.name.removesuffix("_tile")
+    renamed = {loop.name: Affine.of(f"{prefix}_{loop.name}") for loop in producer.loops}
+    dims = {str(i.single): d for d, i in enumerate(producer.stores[0].index)}
+    loops: list[Loop] = []
+    axes: dict[str, Affine] = {}
+    sizes: dict[str, int] = {}
+    guards: list[Constraint] = list(producer.guards)
+    for axis, value in producer.axes:
+        if axis not in dims:
+            axes[axis] = value.substitute(renamed)
+            continue
+        span = box[dims[axis]]
+        local = f"{prefix}_{next(iter(value.names()))}"
+        axes[axis] = span.base + Affine.of(local)
+        axes[f"{local}_place"] = Affine.of(local)
+        sizes[local] = span.extent
+        extent = shape[dims[axis]]
+        reach = {**fixed, local: (0, span.extent)}
+        if not inside(axes[axis], extent, reach):
+            point = Affine.of(axis)
+            guards += [Constraint("<=", -point), Constraint("<=", point - (extent - 1))]
+    for loop in producer.loops:
+        name = f"{prefix}_{loop.name}"
+        loops.append(replace(loop, name=name, extent=sizes.get(name, loop.extent)))
+    place = {d: axis for axis, d in dims.items()}
+    values = dict(producer.axes)
+    index = tuple(
+        Affine.of(f"{prefix}_{next(iter(values[place[d]].names()))}_place")
+        for d in range(len(shape))
+    )
+    known = axis_ranges(producer)
+    ranges = [(a, *known[a]) for a in axes if a in known]
+    ranges += [(f"{n}_place", 0, size) for n, size in sizes.items()]
+    return replace(
+        producer,
+        loops=tuple(loops),
+        axes=tuple(axes.items()),
+        ranges=tuple(ranges),
+        guards=tuple(guards),
+        stores=(StoreNode(tile.name, index, producer.stores[0].value),),
+    )
