@@ -61,9 +61,11 @@ _INFIX = {  # name -> (sign, how tightly it binds)
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What a nest calls things: the result of each reduce, and the order of axes in sums."""
+    """What a nest calls things: the result of each reduce (with its number where one of `several`
+    results is meant), and the order of axes in sums."""
 
     reduces: tuple[str, ...] = ()
+    several: frozenset[int] = frozenset()
     order: Mapping[str, int] | None = None
 
 
@@ -85,7 +87,7 @@ def text_of(expr: Expr, names: Names | None = None, outer: int = 0) -> str:
     if isinstance(expr, Reduced):
         known = expr.reduce < len(names.reduces)
         name = names.reduces[expr.reduce] if known else f"reduced{expr.reduce}"
-        return name if expr.item == 0 else f"{name}.{expr.item}"
+        return f"{name}.{expr.item}" if expr.reduce in names.several else name
     if isinstance(expr, VectorLoad):
         offset = text_of(expr.offset)
         return f"{expr.buffer}[{offset}{_slice(expr.lanes, expr.stride, expr.valid)}]"
@@ -229,7 +231,9 @@ def nest_text(nest: Nest) -> str:
 
 def names_of(nest: Nest) -> Names:
     """The names that the expressions of a nest are printed with."""
-    return Names(reduce_names(nest), {axis: i for i, (axis, _) in enumerate(nest.axes)})
+    several = {i for i, r in enumerate(nest.reduces) if len(r.combiner.project) > 1}
+    order = {axis: i for i, (axis, _) in enumerate(nest.axes)}
+    return Names(reduce_names(nest), frozenset(several), order)
 
 
 def _nest_lines(nest: Nest, pad: str) -> list[str]:

@@ -18,8 +18,8 @@ __all__ = ["lower"]
 def lower(program: Program, layouts: Mapping[str, Layout] | None = None) -> Kernel:
     """The kernel of a program in form NEST, every extent bound.
 
-    Buffers: the program's inputs in their order, its outputs, what it saves for backward (as
-    outputs), then temporaries and constants. Phases and nests are named after the first tensor
+    Buffers: the program's inputs in their order, its outputs, what it saves for backward and
+    what its states become (as outputs), then temporaries and constants. Phases and nests are named after the first tensor
     they write; several pieces are numbered ``dX.0``, ``dX.1``. Pieces without points are left out.
     `layouts` binds tensors to layouts; the others are row-major.
 
@@ -78,8 +78,9 @@ def _buffers(
         add(tensor.name, "constant" if tensor.role == "constant" else "input")
     for tensor in program.outputs:
         add(tensor.name, "output")
-    for name in program.saved:
-        add(name, "output")
+    for name in (*program.saved, *(source for _, source in program.updates)):
+        if order[name] not in program.inputs:
+            add(name, "output")
     for name, tensor in order.items():
         add(name, "constant" if tensor.role == "constant" else "temporary")
     return tuple(made.values())
