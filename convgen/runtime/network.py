@@ -69,6 +69,7 @@ class Network:
         self.compile_seconds = 0.0
         self._built: dict[str, Built] = {}
         self._inference: tuple[Plan, list[str]] | None = None
+        self._gradients: dict[str, Plan] = {}
         self._training: tuple[Setup, Plan, list[str]] | None = None
         self.initialize(seed)
 
@@ -209,9 +210,12 @@ class Network:
         self, x: Any, y: Any, loss: Loss, seed: int = 0
     ) -> tuple[float, dict[str, Array]]:
         """(loss, gradient of every parameter) for one batch of the compiled size; takes no step."""
-        plan, _ = self._timed(
-            lambda: training_plan(self.graph, self.weights, self._build, loss, None)
-        )
+        key = repr(loss)
+        if key not in self._gradients:
+            self._gradients[key] = self._timed(
+                lambda: training_plan(self.graph, self.weights, self._build, loss, None)
+            )[0]
+        plan = self._gradients[key]
         self._fill(plan, loss, np.asarray(x), np.asarray(y), seed, 0)
         plan.run(self._threads())
         vector = plan.view("gradient")

@@ -1,0 +1,57 @@
+"""`compile` and `load`: from what a user holds to what runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from convgen.errors import ShapeError
+from convgen.layers.base import Layer
+from convgen.runtime import checkpoint, kernel
+from convgen.runtime.module import Module
+from convgen.runtime.network import Network
+from convgen.runtime.structure import Described
+from convgen.symbolic.program import Program
+
+
+def compile(
+    subject: Program | Layer | Module, *, input: Any = None, mode: str = "train", **options: Any
+) -> Any:
+    """Native code for a Program (a kernel to call on arrays) or a network (to run and train).
+
+    For a layer or module: input is the shape (batch included), or a list of shapes for several
+    inputs; mode "train" or "infer"; options dtype, target, threads, seed as in `Network`. For a
+    Program the options are those of `convgen.runtime.kernel.compile`: schedule, target, threads,
+    accuracy. Raises UserErrors for shapes, schedules and targets that do not fit.
+    """
+    if isinstance(subject, Program):
+        if input is not None:
+            raise ShapeError("input= is for layers and networks; a program has its own shapes")
+        return kernel.compile(subject, **options)
+    if not isinstance(subject, (Layer, Module)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ShapeError(
+            "nothing that compiles", expected="a Program, a layer or a module", got=repr(subject)
+        )
+    if input is None:
+        raise ShapeError(
+            f"{type(subject).__name__} needs the shape of its input", hint="input=(32, 1, 28, 28)"
+        )
+    several = bool(input) and isinstance(input[0], Sequence)
+    shapes = [tuple(s) for s in input] if several else [tuple(input)]
+    return Network(subject, shapes, mode=mode, **options)
+
+
+def load(path: str | Path, *, batch: int | None = None, mode: str = "train", **options: Any) -> Any:
+    """A network from a file written by `Network.save`, ready to predict or train further.
+
+    batch: another batch size than the saved one. Raises DataError for files that are foreign,
+    damaged, or written by a newer convgen.
+    """
+    arrays, facts = checkpoint.read_network(Path(path))
+    shapes = [tuple(s) for s in facts["shapes"]]
+    if batch is not None:
+        shapes = [(batch, *s[1:]) for s in shapes]
+    network = Network(Described(facts["graph"]), shapes, mode=mode, dtype=facts["dtype"], **options)
+    network.load_state_dict(arrays)
+    return network
