@@ -1,0 +1,1 @@
+"""Passes: from formulas to statements. The one bridge between symbolic/ and ir/."""

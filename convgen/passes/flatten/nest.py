@@ -1,0 +1,229 @@
+"""A nest as statements: outer loops, then each reduce over the tile, then the stores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from convgen.affine import Affine, Constraint
+from convgen.errors import InternalError
+from convgen.ir.layout import flat_offset
+from convgen.ir.nodes import (
+    Attached,
+    Buffer,
+    Expr,
+    Lane,
+    Nest,
+    Reduced,
+    ReduceNode,
+    Store,
+    StoreNode,
+)
+from convgen.ir.visit import walk as walk_nodes
+from convgen.passes.flatten.edges import FOLDING, Elements, edge_limits
+from convgen.passes.flatten.emitter import Emitter
+from convgen.passes.flatten.loops import Loops, Walk
+from convgen.passes.flatten.reduce import Reducing, sorted_out
+from convgen.passes.flatten.scope import LANE, Scope
+from convgen.passes.flatten.shape import Plan, plan_of
+from convgen.passes.flatten.states import MemoryStates, RegisterStates
+from convgen.passes.flatten.values import Place, lane_ranges
+from convgen.target import Target
+
+
+@dataclass
+class Room:
+    """What the nests of a kernel share: the emitter of the phase, buffers, notes."""
+
+    target: Target
+    buffers: dict[str, Buffer]
+    emitter: Emitter = field(default_factory=Emitter)
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def add_buffer(self, buffer: Buffer) -> None:
+        self.buffers[buffer.name] = buffer
+
+    def fresh(self, stem: str) -> str:
+        """A buffer name that is not taken: all names that begin with it are free."""
+        number = 0
+        while any(b.startswith(f"{stem}{number}_") for b in self.buffers):
+            number += 1
+        return f"{stem}{number}"
+
+
+class NestWriter:
+    """Writes one nest into the room's emitter."""
+
+    def __init__(self, nest: Nest, room: Room, decoded: Mapping[str, Affine]) -> None:
+        self.room = room
+        self.plan: Plan = plan_of(nest, room.target, room.buffers, room.note)
+        self.nest = self.plan.nest
+        self.emitter = room.emitter
+        self.values = Elements(room.emitter, room.buffers, dict(nest.axes))
+        self.loops = Loops(self.values, self.nest, decoded)
+        self.reducing = [self._reducing(i, r) for i, r in enumerate(self.nest.reduces)]
+        self.limits = self._limits()
+
+    # -- conditions ----------------------------------------------------------------------------
+
+    def _guards(self, node: ReduceNode) -> tuple[Constraint, ...]:
+        """Under what an element of the reduce exists."""
+        omitted = edge_limits(node.body, self.room.buffers, ("omit",))
+        return tuple(dict.fromkeys((*self.nest.guards, *node.guards, *omitted)))
+
+    def _reduce_limits(self, node: ReduceNode) -> tuple[Constraint, ...]:
+        kinds = ("zero", "constant", *FOLDING)
+        edges = edge_limits(node.body, self.room.buffers, kinds)
+        return _bounds((*self._guards(node), *edges))
+
+    def _store_limits(self) -> tuple[Constraint, ...]:
+        kinds = ("zero", "constant", *FOLDING)
+        found = list(self.nest.guards)
+        for store in self.nest.stores:
+            found += edge_limits(store.value, self.room.buffers, kinds)
+        return _bounds(found)
+
+    def _limits(self) -> tuple[Constraint, ...]:
+        parts = [c for r in self.nest.reduces for c in self._reduce_limits(r)]
+        return tuple(dict.fromkeys((*parts, *self._store_limits())))
+
+    # -- structure -----------------------------------------------------------------------------
+
+    def _reducing(self, number: int, node: ReduceNode) -> Reducing:
+        stage = self.plan.stages[number]
+        if stage.in_memory:
+            stem = self.room.fresh(f"{self.nest.name}_state")
+            around = tuple(one for one in stage.serial if one.reduce is None) + stage.chunked
+            states = MemoryStates(self.loops, node.combiner, stage.tile, around, stem)
+            for buffer in states.buffers:
+                self.room.add_buffer(buffer)
+        else:
+            states = RegisterStates(self.loops, node.combiner, stage.tile)
+        return Reducing(self.loops, node, states, stage.tile, stage.factored, stage.chunked)
+
+    def write(self, scope: Scope) -> None:
+        """The whole nest, inside the scope of what contains it."""
+        names = {one.name for one in self.nest.loops} | {
+            one.base for one in self.nest.loops if one.base
+        }
+        taken = names & (scope.ranges.keys() | scope.values.keys())
+        if taken:
+            raise InternalError(
+                f"nest {self.nest.name}: its loops {sorted(taken)} are loops around it too",
+                stage="flatten",
+            )
+        job = Walk(
+            leaf=self._tile,
+            guards=self.nest.guards,
+            limits=self.limits,
+            later=tuple(one for one in self.nest.loops if one not in self.plan.outer),
+            attached=self._attached,
+        )
+        self.loops.walk(self.plan.outer, scope, job)
+
+    def _attached(self, loop: str, scope: Scope) -> None:
+        for producer in self.nest.attached:
+            if producer.at == loop:
+                self._produce(producer, scope)
+
+    def _produce(self, producer: Attached, scope: Scope) -> None:
+        inside = replace(scope, interior=False, versioned=False, lanes=1, valid=1)
+        NestWriter(producer.nest, self.room, {}).write(inside)
+
+    # -- the tile ------------------------------------------------------------------------------
+
+    def _tile(self, scope: Scope) -> None:
+        """Everything inside the outer loops; an interior version where that tells something."""
+        later = tuple(one for one in self.nest.loops if one not in self.plan.outer)
+        if scope.interior or scope.versioned or not self.nest.reduces or not self.plan.may_double:
+            self._stages(scope)
+            return
+        pending = self.loops.pending(scope, self.limits, later)
+        self.loops.versions(pending, scope, later, self._stages)
+
+    def _stages(self, scope: Scope) -> None:
+        for reducing, stage in zip(self.reducing, self.plan.stages, strict=True):
+            job = Walk(
+                leaf=self._nothing,
+                guards=self._guards(reducing.node),
+                limits=self._reduce_limits(reducing.node),
+                later=stage.tile.loops,
+                attached=self._attached,
+            )
+            reducing.run(stage.serial, scope, job)
+        job = Walk(
+            leaf=self._stores,
+            guards=self.nest.guards,
+            limits=self._store_limits(),
+            later=self.plan.tile.loops,
+            attached=self._attached,
+        )
+        self.loops.walk(self.plan.serial, scope, job)
+
+    def _nothing(self, scope: Scope) -> None:
+        """The leaf of a walk that gets another."""
+
+    # -- stores --------------------------------------------------------------------------------
+
+    def _stores(self, scope: Scope) -> None:
+        groups = sorted_out(self.loops, self.nest.guards, self.plan.tile, scope)
+        for scalars, group in groups:
+            test = self.values.all_of(self.values.condition(c, scope) for c in scalars)
+            with self.emitter.when(test):
+                for position, vectors in group:
+                    inside = position.knowing(scalars)
+                    mask = self.values.all_of(self.values.condition(c, inside) for c in vectors)
+                    place = Place(inside, mask, reduced=self._results(inside))
+                    for store in self.nest.stores:
+                        self._store(store, place)
+
+    def _results(self, scope: Scope) -> dict[tuple[int, int], Expr]:
+        """The results of the reduces that stores read, at a position."""
+        used = {
+            node.reduce
+            for store in self.nest.stores
+            for node in walk_nodes(store.value)
+            if isinstance(node, Reduced)
+        }
+        return {
+            (number, item): result
+            for number in sorted(used)
+            for item, result in enumerate(self.reducing[number].results(scope))
+        }
+
+    def _store(self, store: StoreNode, place: Place) -> None:
+        scope = place.scope
+        buffer = self.room.buffers[store.buffer]
+        lanes = scope.lanes
+        value = self.values.cast(self.values.of(store.value, place), buffer)
+        index = [self.values.resolve(i, scope) for i in store.index]
+        offset = flat_offset(buffer, index, lane_ranges(scope))
+        value = self.values.wide(value, lanes)
+        if LANE in offset.hidden_names() or (lanes > 1 and not offset.coefficient(LANE)):
+            self._scatter(buffer, offset, value, place)
+            return
+        where = self.values.integer(offset.without(LANE), replace(scope, lanes=1))
+        stride = offset.coefficient(LANE)
+        mask = place.mask if lanes > 1 else None
+        self.emitter.add(Store(buffer.name, where, stride, value, scope.valid, mask))
+
+    def _scatter(self, buffer: Buffer, offset: Affine, value: Expr, place: Place) -> None:
+        """One store for each lane, where neighbours have no fixed distance."""
+        scalar = replace(place.scope, lanes=1, valid=1)
+        for lane in range(place.scope.valid):
+            where = self.values.integer(
+                self.values.resolve(offset.substitute({LANE: lane}), scalar), scalar
+            )
+            element = self.emitter.share(Lane(value, lane))
+            test = self.emitter.share(Lane(place.mask, lane)) if place.mask is not None else None
+            with self.emitter.when(test):
+                self.emitter.add(Store(buffer.name, where, 0, element, 1))
+
+
+def _bounds(constraints: Sequence[Constraint]) -> tuple[Constraint, ...]:
+    """The conditions that an interior test can settle."""
+    return tuple(dict.fromkeys(c for c in constraints if c.kind == "<="))

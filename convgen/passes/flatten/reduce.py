@@ -1,0 +1,232 @@
+"""One reduce of a nest: its elements combined into states, the states joined into results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
+
+from convgen.affine import Constraint
+from convgen.ir.nodes import (
+    Const,
+    Expr,
+    Index,
+    Lane,
+    Loop,
+    Op,
+    Param,
+    ReduceNode,
+    Register,
+)
+from convgen.passes.flatten.emitter import widen
+from convgen.passes.flatten.loops import Loops, Walk
+from convgen.passes.flatten.positions import Tile, positions
+from convgen.passes.flatten.scope import LANE, Scope
+from convgen.passes.flatten.states import States
+from convgen.passes.flatten.values import Place
+
+Conditions = tuple[Constraint, ...]
+
+
+def sorted_out(
+    loops: Loops, guards: Sequence[Constraint], tile: Tile, scope: Scope
+) -> list[tuple[Conditions, list[tuple[Scope, Conditions]]]]:
+    """The positions of the tile that exist, in order, grouped by the scalar conditions under which
+    they do; each with the conditions on its lanes."""
+    found: list[tuple[Conditions, Scope, Conditions]] = []
+    for position in positions(tile, scope):
+        held = loops.values.open_conditions(guards, position)
+        if held is None:
+            continue
+        scalars = tuple(c for c in held if LANE not in c.value.names())
+        vectors = tuple(c for c in held if LANE in c.value.names())
+        found.append((scalars, position, vectors))
+    return [
+        (scalars, [(p, v) for _, p, v in group])
+        for scalars, group in groupby(found, key=lambda item: item[0])
+    ]
+
+
+class Reducing:
+    """The elements and the results of one reduce.
+
+    `tile` holds all expanded loops, `factored` (expanded) and `chunked` (run one iteration after
+    another) are the reduce loops whose iterations keep states of their own.
+    """
+
+    def __init__(
+        self,
+        loops: Loops,
+        node: ReduceNode,
+        states: States,
+        tile: Tile,
+        factored: Sequence[Loop],
+        chunked: Sequence[Loop],
+    ) -> None:
+        self.loops = loops
+        self.values = loops.values
+        self.emitter = loops.emitter
+        self.node = node
+        self.states = states
+        self.tile = tile
+        self.factored = tuple(factored)
+        self.chunked = tuple(chunked)
+
+    # -- elements ------------------------------------------------------------------------------
+
+    def run(self, serial: Sequence[Loop], scope: Scope, job: Walk) -> None:
+        """Combine all elements into the states."""
+        self.states.start(scope)
+        self.loops.walk(serial, scope, replace(job, leaf=lambda s: self._elements(job.guards, s)))
+
+    def _elements(self, guards: Sequence[Constraint], scope: Scope) -> None:
+        for scalars, group in sorted_out(self.loops, guards, self.tile, scope):
+            test = self.values.all_of(self.values.condition(c, scope) for c in scalars)
+            with self.emitter.when(test):
+                for position, vectors in group:
+                    self._element(position.knowing(scalars), vectors)
+
+    def _element(self, scope: Scope, vectors: Conditions) -> None:
+        mask = self.values.all_of(self.values.condition(c, scope) for c in vectors)
+        place = Place(scope, mask)
+        product = self._product()
+        if product is not None:
+            self._add_product(product, place)
+            return
+        lifted = self._lifted(place)
+        if lifted is None:
+            return
+        old = self.states.read(scope)
+        with self.emitter.forgetting():
+            self.states.write(scope, self._masked(mask, self._combined(old, lifted), old))
+
+    def _product(self) -> Op | None:
+        """The product that the only state component adds up, if it does that."""
+        combiner = self.node.combiner
+        if len(combiner.dtypes) != 1 or not combiner.dtypes[0].is_float:
+            return None
+        combine, lift = combiner.combine[0], combiner.lift[0]
+        sums = (
+            isinstance(combine, Op)
+            and combine.name == "add"
+            and {a.name for a in combine.args if isinstance(a, Param)} == {"a0", "b0"}
+        )
+        element = self.node.body if isinstance(lift, Param) and lift.name == "v" else None
+        if not sums or not isinstance(element, Op) or element.name != "mul":
+            return None
+        return element if element.dtype == combiner.dtypes[0] else None
+
+    def _add_product(self, product: Op, place: Place) -> None:
+        """state = x * y + state, rounded once."""
+        x, y = (self.values.of(a, place) for a in product.args)
+        if any(isinstance(a, Const) and a.value == 0 for a in (x, y)):
+            return
+        old = self.states.read(place.scope)
+        lanes, dtype = old[0].lanes, product.dtype
+        args = tuple(self.values.wide(a, lanes) for a in (x, y))
+        new: Expr = Op("fma", (*args, old[0]), dtype, lanes)
+        for one, other in (args, args[::-1]):
+            if isinstance(one, Const) and abs(one.value) == 1:
+                name = "add" if one.value == 1 else "sub"
+                new = Op(name, (old[0], other), dtype, lanes)
+        with self.emitter.forgetting():
+            self.states.write(place.scope, self._masked(place.mask, [new], old))
+
+    def _lifted(self, place: Place) -> list[Expr] | None:
+        """The state of one element; None where it adds nothing."""
+        combiner = self.node.combiner
+        element = self.values.of(self.node.body, place)
+        if isinstance(element, Const) and element.value == 0 and self._product() is not None:
+            return None
+        params = {"v": element}
+        if any(_mentions(one, "p") for one in combiner.lift):
+            params["p"] = self.values.of(Index(self.node.position), place)
+        inside = replace(place, params=params)
+        return [self.values.of(one, inside) for one in combiner.lift]
+
+    def _combined(self, left: Sequence[Expr], right: Sequence[Expr]) -> list[Expr]:
+        params = {f"a{i}": s for i, s in enumerate(left)}
+        params |= {f"b{i}": s for i, s in enumerate(right)}
+        place = Place(Scope(), params=params)
+        return [self.values.of(c, place) for c in self.node.combiner.combine]
+
+    def _masked(self, mask: Expr | None, new: Sequence[Expr], old: Sequence[Expr]) -> list[Expr]:
+        if mask is None:
+            return list(new)
+        lanes = old[0].lanes
+        wide = widen(mask, lanes)
+        return [
+            Op("select", (wide, self.emitter.share(widen(n, lanes)), o), o.dtype, lanes)
+            for n, o in zip(new, old, strict=True)
+        ]
+
+    # -- results -------------------------------------------------------------------------------
+
+    def results(self, scope: Scope) -> list[Expr]:
+        """The projected results at a position of the output tile."""
+        state = self._joined(scope) if self.factored or self.chunked else self.states.read(scope)
+        place = Place(scope, params={f"a{i}": s for i, s in enumerate(state)})
+        return [self.values.of(p, place) for p in self.node.combiner.project]
+
+    def _joined(self, scope: Scope) -> list[Expr]:
+        """The states of all factored iterations, combined in loop order."""
+        vector = (
+            self.tile.vector if any(one.name == self.tile.vector for one in self.factored) else ""
+        )
+        lanes = 1 if vector else scope.lanes
+        combiner = self.node.combiner
+        total = [Register(self.emitter.register("total"), d, lanes) for d in combiner.dtypes]
+        for register, identity in zip(total, combiner.identity, strict=True):
+            self.emitter.set(register, Const(identity.value, register.dtype, lanes))
+
+        def join(part: Sequence[Expr]) -> None:
+            new = self._combined(total, part)
+            for register, value in zip(total, new, strict=True):
+                self.emitter.set(register, widen(value, lanes))
+
+        def leaf(inside: Scope) -> None:
+            inner = Tile(self.factored, vector, self.tile.lanes)
+            with self.emitter.forgetting():
+                for part in self._parts(inner, inside, lanes if vector else 0):
+                    join(part)
+
+        self.loops.each(self.chunked, scope, leaf)
+        return list(total)
+
+    def _parts(self, tile: Tile, scope: Scope, scalars: int) -> list[list[Expr]]:
+        """The states at the factored positions, lane by lane where the lanes are iterations.
+
+        Whole vectors are joined with one another first where the order of elements is free.
+        """
+        found: list[list[Expr]] = []
+        whole: list[Expr] | None = None
+        free = self.node.combiner.commutative and self.node.combiner.associative
+        for position in positions(tile, scope):
+            state = self.states.read(position)
+            if not scalars:
+                found.append(state)
+            elif free and position.valid == position.lanes:
+                whole = state if whole is None else self._combined(whole, state)
+            else:
+                found += self._lanes(state, position.valid)
+        if whole is not None:
+            found = self._tree(self._lanes(whole, whole[0].lanes)) + found
+        return found
+
+    def _lanes(self, state: Sequence[Expr], valid: int) -> list[list[Expr]]:
+        if state[0].lanes == 1:
+            return [list(state)]
+        return [[self.emitter.share(Lane(s, i)) for s in state] for i in range(valid)]
+
+    def _tree(self, parts: list[list[Expr]]) -> list[list[Expr]]:
+        """Neighbours joined pairwise until one is left."""
+        while len(parts) > 1:
+            pairs = [self._combined(a, b) for a, b in zip(parts[::2], parts[1::2], strict=False)]
+            parts = pairs + parts[len(pairs) * 2 :]
+        return parts
+
+
+def _mentions(expr: Expr, name: str) -> bool:
+    if isinstance(expr, Param):
+        return expr.name == name
+    return isinstance(expr, Op) and any(_mentions(a, name) for a in expr.args)
