@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from convgen.affine import Affine, Constraint
 from convgen.ir.nodes import Loop, LoopKind, Nest, Segment
-from convgen.ir.simplify import decide
+from convgen.ir.simplify import decide, simplify_affine
 from convgen.passes.flatten.edges import Elements
 from convgen.passes.flatten.scope import LANE, Scope, upper
 
@@ -108,7 +108,7 @@ class Loops:
             inside = scope.bind(name, 0)
             body(entered(loop, parts[0], inside, Affine()) if parts else inside)
             return
-        with self.emitter.let(name, value):
+        with self.emitter.let(name, simplify_affine(value, scope.ranges)):
             if not parts:
                 body(scope.live(name, 0, total))
             else:
