@@ -53,7 +53,9 @@ def _each(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
     return (value,) * rank if isinstance(value, int) else tuple(value)
 
 
-def pad(x: np.ndarray, padding: int | Sequence[int], mode: str = "zeros", value: Any = 0) -> np.ndarray:
+def pad(
+    x: np.ndarray, padding: int | Sequence[int], mode: str = "zeros", value: Any = 0
+) -> np.ndarray:
     """x with `padding` elements on both sides of every spatial dimension."""
     sides = [(0, 0), (0, 0)] + [(p, p) for p in _each(padding, x.ndim - 2)]
     if mode == "zeros":
@@ -126,7 +128,9 @@ def conv_transpose(
         first = (c // (x.shape[1] // groups)) * inner
         value = x[(slice(None), c, *place)]
         for tap in np.ndindex(*kernel):
-            h = tuple(s * p + d * t for s, p, d, t in zip(stride, place, dilation, tap, strict=True))
+            h = tuple(
+                s * p + d * t for s, p, d, t in zip(stride, place, dilation, tap, strict=True)
+            )
             y[(slice(None), slice(first, first + inner), *h)] += np.multiply.outer(
                 value, w[(c, slice(None), *tap)]
             )
@@ -136,8 +140,14 @@ def conv_transpose(
 
 
 def conv_gradients(
-    x: np.ndarray, w: np.ndarray, dy: np.ndarray, stride: Any = 1, padding: Any = 0,
-    dilation: Any = 1, groups: int = 1, mode: str = "zeros",
+    x: np.ndarray,
+    w: np.ndarray,
+    dy: np.ndarray,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    mode: str = "zeros",
 ) -> tuple[np.ndarray, np.ndarray]:
     """(dx, dw) of conv by scattering every product, through the index map of the padding."""
     rank = x.ndim - 2
@@ -153,7 +163,9 @@ def conv_gradients(
         g = dy[(slice(None), k, *place)]
         for tap in np.ndindex(*w.shape[2:]):
             at = source[
-                tuple(s * p + d * t for s, p, d, t in zip(stride, place, dilation, tap, strict=True))
+                tuple(
+                    s * p + d * t for s, p, d, t in zip(stride, place, dilation, tap, strict=True)
+                )
             ]
             if at:
                 dx[:, chans, at - 1] += np.multiply.outer(g, w[(k, slice(None), *tap)])
@@ -175,7 +187,15 @@ def _windows(x: np.ndarray, kernel: Any, stride: Any, padding: Any, dilation: An
     flat = x.reshape(*x.shape[:2], -1)
     for place in np.ndindex(*sizes):
         taps = [
-            int(numbers[tuple(s * p + d * t for s, p, d, t in zip(stride, place, dilation, tap, strict=True))]) - 1
+            int(
+                numbers[
+                    tuple(
+                        s * p + d * t
+                        for s, p, d, t in zip(stride, place, dilation, tap, strict=True)
+                    )
+                ]
+            )
+            - 1
             for tap in np.ndindex(*kernel)
         ]
         inside = [t for t in taps if t >= 0]

@@ -188,10 +188,11 @@ def vjp(
         for g, tangent in zip(weight.data, run.tangents(name), strict=True):
             for key, t in tangent.items():
                 gradient[key] = gradient[key] + g * t
-    return {
-        name: Array(run.shapes[name], gradient[starts[name] : starts[name] + _count(run.shapes[name])])
-        for name in wrt
-    }
+    out: dict[str, Array] = {}
+    for name in wrt:
+        shape, start = run.shapes[name], starts[name]
+        out[name] = Array(shape, gradient[start : start + _count(shape)])
+    return out
 
 
 def hessian(

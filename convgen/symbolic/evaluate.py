@@ -177,9 +177,7 @@ def _unflatten(tensor: Tensor, count: int, sizes: dict[str, int]) -> tuple[int, 
     if len(unknown) > 1:
         return None
     free = count // known if unknown and known else 0
-    shape = tuple(
-        (sizes.get(e.name, free) if isinstance(e, Size) else e) for e in tensor.shape
-    )
+    shape = tuple((sizes.get(e.name, free) if isinstance(e, Size) else e) for e in tensor.shape)
     total = 1
     for e in shape:
         total *= e

@@ -81,14 +81,16 @@ def compile_affine(value: Affine, scope: Scope) -> Closure:
         return lambda p: constant
     (s0, c0), rest = plain[0], plain[1:]
     if not rest:
-        return operator.itemgetter(s0) if (c0, constant) == (1, 0) else lambda p: c0 * p[s0] + constant
+        if (c0, constant) == (1, 0):
+            return operator.itemgetter(s0)
+        return lambda p: c0 * p[s0] + constant
     (s1, c1), rest = rest[0], rest[1:]
     if not rest:
         return lambda p: c0 * p[s0] + c1 * p[s1] + constant
-    (s2, c2), rest = rest[0], rest[1:]
-    if not rest:
+    if len(rest) == 1:
+        s2, c2 = rest[0]
         return lambda p: c0 * p[s0] + c1 * p[s1] + c2 * p[s2] + constant
-    return lambda p: c0 * p[s0] + c1 * p[s1] + c2 * p[s2] + sum(p[s] * c for s, c in rest) + constant
+    return lambda p: sum((p[s] * c for s, c in plain), constant)
 
 
 def _slot(name: str, scope: Scope) -> int:
@@ -139,7 +141,7 @@ def compile_access(access: Access, scope: Scope) -> Closure:
     """Reads the element, by the boundary of each dimension where the index is outside. Where
     several dimensions are outside, the first one that does not fold decides what is read."""
     if access.tensor.name not in scope.storage:
-        raise FormulaError(f"{access}: the tensor {access.tensor.name} is read before it is written")
+        raise FormulaError(f"{access}: {access.tensor.name} is read before it is written")
     shape, data = scope.storage[access.tensor.name]
     strides = row_major(shape)
     offset = Affine()
@@ -174,7 +176,7 @@ def _bounded_access(
 ) -> Closure:
     dims: list[tuple[Closure, int, int, Any, Closure]] = []
     for d, boundary in enumerate(access.boundary):
-        value: Closure = lambda p: 0
+        value: Closure = _zero
         if boundary.value is not None:
             value = compile_body(boundary.value, scope)
         elif isinstance(boundary, Omit):
@@ -200,10 +202,15 @@ def _bounded_access(
     return read
 
 
+def _zero(p: Point) -> Number:
+    return 0
+
+
 def _refuse_omitted(access: Access) -> Closure:
     def refuse(p: Point) -> Any:
         raise FormulaError(
-            f"{access}: an omitted element is read outside of any reduction", hint="another boundary"
+            f"{access}: an omitted element is read outside of any reduction",
+            hint="another boundary",
         )
 
     return refuse

@@ -185,9 +185,7 @@ class Arithmetic:
     def divide(self, a: Number, b: Number) -> Number:
         """a / b with IEEE's rules at zero."""
         if isinstance(b, Lifted):
-            return a * b.chain(
-                lambda v: self.divide(1, v), lambda v: self.divide(-1, v * v)
-            )
+            return a * b.chain(lambda v: self.divide(1, v), lambda v: self.divide(-1, v * v))
         if isinstance(a, Lifted):
             return a * self.divide(1, b)
         if b == 0:
@@ -326,7 +324,8 @@ class Arithmetic:
         if other > key or other != other:
             return b
         if isinstance(a, Lifted) or isinstance(b, Lifted):
-            return self.divide(a + b, 2)
+            total: Number = a + b  # type: ignore[operator]
+            return self.divide(total, 2)
         return a
 
 

@@ -77,7 +77,8 @@ class Reduction:
             raise FormulaError(
                 f"reduction {self.name}: the state has different sizes",
                 expected="lift, combine, identity and dtypes of one length",
-                got=f"{len(self.lift)}, {len(self.combine)}, {len(self.identity)}, {len(self.dtypes)}",
+                got=f"{len(self.lift)}, {len(self.combine)}, "
+                f"{len(self.identity)}, {len(self.dtypes)}",
             )
 
     @property
@@ -174,7 +175,9 @@ def reduction(
     """
     if not name.isidentifier() or name in REDUCTIONS:
         raise FormulaError(
-            f"reduction name {name!r}", expected="an identifier that is not built in", got=repr(name)
+            f"reduction name {name!r}",
+            expected="an identifier that is not built in",
+            got=repr(name),
         )
     identities = _tuple(identity)
     width = len(identities)

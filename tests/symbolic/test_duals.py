@@ -80,7 +80,9 @@ def test_derivatives_with_fifty_digits():
 
 def reduced(kind, data, body=lambda X: X[r], count=None):
     X, Y = tensor("X", len(data)), tensor("Y", role="output")
-    p = program([X], piece(Y[()], {}, Result(0), [reduce(kind, {"r": count or len(data)}, body(X))]))
+    p = program(
+        [X], piece(Y[()], {}, Result(0), [reduce(kind, {"r": count or len(data)}, body(X))])
+    )
     return jacobian(p, {"X": data}, "X").data
 
 
@@ -112,7 +114,9 @@ def test_against_scattered_gradients(mode):
     dx, dw = reference.conv_gradients(X, W, dY, 2, 1, 1, mode=mode)
     got = vjp(p, inputs, {"Y": dY}, ["X", "W"])
     assert got["X"].tolist() == dx.tolist() and got["W"].tolist() == dw.tolist()
-    mutant = image_program((4, 3), (3, 2), (2, 2), 1, 2, 1, padding=1, mode=mode, flip=True, out=dY.shape[2:])
+    mutant = image_program(
+        (4, 3), (3, 2), (2, 2), 1, 2, 1, padding=1, mode=mode, flip=True, out=dY.shape[2:]
+    )
     if mode != "reflect":
         assert vjp(mutant, inputs, {"Y": dY}, ["X"])["X"].tolist() != dx.tolist()
     jac = np.array(jacobian(p, inputs, "W").tolist())

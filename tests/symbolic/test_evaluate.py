@@ -22,12 +22,17 @@ i, j, n, k, y, x, c, r, s = axes("i j n k y x c r s")
 
 def one(expr, inputs, shapes, out=(), ranges=None, dtype="f32", dtypes=None, **options):
     """Evaluate Y[...] = expr(**tensors)."""
-    tensors = {name: tensor(name, *shape, dtype=(dtypes or {}).get(name, "f32")) for name, shape in shapes.items()}
+    tensors = {
+        name: tensor(name, *shape, dtype=(dtypes or {}).get(name, "f32"))
+        for name, shape in shapes.items()
+    }
     Y = tensor("Y", *out, role="output", dtype=dtype)
     value, reduces = expr(**tensors)
     index = tuple(axes("i j")[: len(out)])
-    ranges = ranges or dict(zip("ij", out))
-    return evaluate(program(list(tensors.values()), piece(Y[index], ranges, value, reduces)), inputs, **options)["Y"].tolist()
+    ranges = ranges or dict(zip("ij", out, strict=False))
+    return evaluate(
+        program(list(tensors.values()), piece(Y[index], ranges, value, reduces)), inputs, **options
+    )["Y"].tolist()
 
 
 # Textbook 3
@@ -59,7 +64,11 @@ X3 = [
     [[2, 2, 0, 0], [0, 0, 2, 1], [0, 0, 2, 0], [0, 1, 0, 1]],
     [[2, 1, 0, 0], [0, 0, 2, 1], [2, 0, 0, 0], [0, 1, 0, 1]],
 ]
-W3 = [[[1, 0, 0], [0, -2, 0], [0, 0, -1]], [[1, 2, 0], [2, 0, -1], [0, -1, 1]], [[0, 0, -2], [0, 1, 2], [-2, 2, 0]]]
+W3 = [
+    [[1, 0, 0], [0, -2, 0], [0, 0, -1]],
+    [[1, 2, 0], [2, 0, -1], [0, -1, 1]],
+    [[0, 0, -2], [0, 1, 2], [-2, 2, 0]],
+]
 
 
 @pytest.mark.parametrize("numbers", ["exact", "float", "mp"])
@@ -68,10 +77,18 @@ def test_three_channel_exercise_through_relu_and_pools(numbers):
     Y = tensor("Y", 4, 4, role="temporary")
     P, Q = tensor("P", 2, 2, role="output"), tensor("Q", 2, 2, role="output")
     body = X[c, y + r - 1, x + s - 1] * W[c, r, s]
-    first = piece(Y[y, x], {"y": 4, "x": 4}, fn.relu(Result(0) + b[()]), [reduce("sum", {"c": 3, "r": 3, "s": 3}, body)])
+    first = piece(
+        Y[y, x],
+        {"y": 4, "x": 4},
+        fn.relu(Result(0) + b[()]),
+        [reduce("sum", {"c": 3, "r": 3, "s": 3}, body)],
+    )
     window, over = Y[2 * y + r, 2 * x + s], {"r": 2, "s": 2}
     pools = piece(
-        [P[y, x], Q[y, x]], {"y": 2, "x": 2}, [Result(0), Result(1) / 4], [reduce("max", over, window), reduce("sum", over, window)]
+        [P[y, x], Q[y, x]],
+        {"y": 2, "x": 2},
+        [Result(0), Result(1) / 4],
+        [reduce("max", over, window), reduce("sum", over, window)],
     )
     net = program([X, W, b], first, pools)
     got = evaluate(net, {"X": X3, "W": W3, "b": 2}, numbers=numbers, temporaries=True)
@@ -91,7 +108,9 @@ def test_against_numpy(mode, stride, dilation):
     p = image_program((6, 5), (3, 2), (2, 3), 2, stride, dilation, padding=2, mode=mode)
     want = reference.conv(X, W, stride=stride, padding=2, dilation=dilation, mode=mode)
     assert evaluate(p, {"X": X, "W": W})["Y"].tolist() == want.tolist()
-    mutant = image_program((6, 5), (3, 2), (2, 3), 2, stride, dilation, padding=1, mode=mode, out=want.shape[2:])
+    mutant = image_program(
+        (6, 5), (3, 2), (2, 3), 2, stride, dilation, padding=1, mode=mode, out=want.shape[2:]
+    )
     assert evaluate(mutant, {"X": X, "W": W})["Y"].tolist() != want.tolist()
 
 
@@ -103,7 +122,7 @@ def test_reference_transposed_and_gradients_agree():
     dy = draw.integers(-4, 5, reference.conv(x, w, **how).shape).astype(float)
     dx, dw = reference.conv_gradients(x, w, dy, **how)
     back = reference.conv_transpose(dy, w, output_padding=(0, 0), **how)
-    pad = [(0, 0)] * 2 + [(0, a - b) for a, b in zip(x.shape[2:], back.shape[2:])]
+    pad = [(0, 0)] * 2 + [(0, a - b) for a, b in zip(x.shape[2:], back.shape[2:], strict=True)]
     assert np.array_equal(dx, np.pad(back, pad))
     assert (reference.conv(x, w, **how) * dy).sum() == (dx * x).sum() == (dw * w).sum()
 
@@ -124,9 +143,22 @@ def test_constant_boundary_of_a_number():
 def test_omit_differs_from_zero():
     inputs, shapes = {"X": [-3, -1, -2]}, {"X": (3,)}
     for mode, want in (("omit", [-1, -1, -1]), ("zero", [0, -1, 0])):
-        got = one(lambda X: (Result(0), [reduce("max", {"r": 3}, X.pad(mode)[i + r - 1])]), inputs, shapes, (3,))
+        got = one(
+            lambda X, mode=mode: (Result(0), [reduce("max", {"r": 3}, X.pad(mode)[i + r - 1])]),
+            inputs,
+            shapes,
+            (3,),
+        )
         assert got == want
-    count = one(lambda X: (Result(0), [reduce("sum", {"r": 3}, 1 + 0 * X[i] + X.pad("omit")[i + r - 1] * 0 + 1)]), inputs, shapes, (3,))
+    count = one(
+        lambda X: (
+            Result(0),
+            [reduce("sum", {"r": 3}, 1 + 0 * X[i] + X.pad("omit")[i + r - 1] * 0 + 1)],
+        ),
+        inputs,
+        shapes,
+        (3,),
+    )
     assert count == [6, 6, 6]  # sympy drops 0 * X, and with it the omission
     with pytest.raises(FormulaError, match="omitted element is read outside"):
         one(lambda X: (X.pad("omit")[i - 1], []), inputs, shapes, (3,))
@@ -163,36 +195,78 @@ def test_argmax_first_wins_and_nan_wins(kind, data, position, value):
 def test_argmax_position_counts_omitted_elements():
     X = tensor("X", 2, 2)
     body = X.pad("omit")[i + r - 1, s]
-    got = one(lambda X: (Result(0, 0), [reduce("argmax", {"r": 3, "s": 2}, body)]), {"X": [[1, 2], [0, 5]]}, {"X": (2, 2)}, (2,), dtype="u8")
+    got = one(
+        lambda X: (Result(0, 0), [reduce("argmax", {"r": 3, "s": 2}, body)]),
+        {"X": [[1, 2], [0, 5]]},
+        {"X": (2, 2)},
+        (2,),
+        dtype="u8",
+    )
     assert got == [5, 3]
 
 
-@pytest.mark.parametrize(("kind", "want"), [("sum", 0), ("prod", 1), ("max", -math.inf), ("min", math.inf), ("logsumexp", -math.inf)])
+@pytest.mark.parametrize(
+    ("kind", "want"),
+    [("sum", 0), ("prod", 1), ("max", -math.inf), ("min", math.inf), ("logsumexp", -math.inf)],
+)
 def test_empty_reductions_give_the_identity(kind, want):
-    assert one(lambda X: (Result(0), [reduce(kind, {"r": 0}, X[r])]), {"X": [1]}, {"X": (1,)}) == want
+    assert (
+        one(lambda X: (Result(0), [reduce(kind, {"r": 0}, X[r])]), {"X": [1]}, {"X": (1,)}) == want
+    )
 
 
 @pytest.mark.parametrize(
     ("data", "want"),
-    [([0, 0], math.log(2)), ([1000, 1000, 1000], 1000 + math.log(3)), ([-math.inf] * 2, -math.inf), ([math.inf, 1], math.inf), ([-math.inf, 2], 2)],
+    [
+        ([0, 0], math.log(2)),
+        ([1000, 1000, 1000], 1000 + math.log(3)),
+        ([-math.inf] * 2, -math.inf),
+        ([math.inf, 1], math.inf),
+        ([-math.inf, 2], 2),
+    ],
 )
 def test_logsumexp_is_stable(data, want):
-    got = one(lambda X: (Result(0), [reduce("logsumexp", {"r": len(data)}, X[r])]), {"X": data}, {"X": (len(data),)})
+    got = one(
+        lambda X: (Result(0), [reduce("logsumexp", {"r": len(data)}, X[r])]),
+        {"X": data},
+        {"X": (len(data),)},
+    )
     assert got == pytest.approx(want)
 
 
 def test_own_reductions_and_order():
-    horner = reduction("horner", lambda v: (v, 2), lambda a, b: (a[0] * b[1] + b[0], a[1] * b[1]), (0, 1), lambda a: a[0], commutative=False)
-    assert one(lambda X: (Result(0), [reduce(horner, {"r": 4}, X[r])]), {"X": [1, 0, 1, 1]}, {"X": (4,)}) == 11
+    horner = reduction(
+        "horner",
+        lambda v: (v, 2),
+        lambda a, b: (a[0] * b[1] + b[0], a[1] * b[1]),
+        (0, 1),
+        lambda a: a[0],
+        commutative=False,
+    )
+    assert (
+        one(
+            lambda X: (Result(0), [reduce(horner, {"r": 4}, X[r])]),
+            {"X": [1, 0, 1, 1]},
+            {"X": (4,)},
+        )
+        == 11
+    )
     norm = reduction("norm", lift=lambda v: v * v, project=sympy.sqrt)
-    assert one(lambda X: (Result(0), [reduce(norm, {"r": 2}, X[r])]), {"X": [3, 4]}, {"X": (2,)}) == 5
+    assert (
+        one(lambda X: (Result(0), [reduce(norm, {"r": 2}, X[r])]), {"X": [3, 4]}, {"X": (2,)}) == 5
+    )
 
 
 def test_constraints_of_a_reduction_see_the_outer_axes():
     lower = Constraint("<=", Affine.of("r") - Affine.of("i"))
     even = Constraint("%", Affine.of("r") + Affine.of("i"), 2)
     X = tensor("X", 4)
-    got = one(lambda X: (Result(0), [reduce("sum", {"r": 4}, X[r], [lower, even])]), {"X": [1, 10, 100, 1000]}, {"X": (4,)}, (4,))
+    got = one(
+        lambda X: (Result(0), [reduce("sum", {"r": 4}, X[r], [lower, even])]),
+        {"X": [1, 10, 100, 1000]},
+        {"X": (4,)},
+        (4,),
+    )
     assert got == [1, 10, 101, 1010]
     assert X.rank == 1
 
@@ -240,7 +314,9 @@ def test_scalar_functions(build, value, want):
 def test_integers_wrap_at_the_store():
     for dtype, want in (("u8", 44), ("i32", 300), ("bool", 1), ("f32", 300)):
         assert one(lambda v: (v[()] * 30, []), {"v": 10}, {"v": ()}, dtype=dtype) == want
-    assert one(lambda v: (v[()] * 2, []), {"v": 2**30}, {"v": ()}, dtype="i32", dtypes={"v": "i32"}) == -(2**31)
+    assert one(
+        lambda v: (v[()] * 2, []), {"v": 2**30}, {"v": ()}, dtype="i32", dtypes={"v": "i32"}
+    ) == -(2**31)
 
 
 def test_numbers_of_fifty_digits():
@@ -253,7 +329,9 @@ def test_numbers_of_fifty_digits():
 
 
 def test_axes_are_numbers_and_division_rounds_down():
-    assert one(lambda X: (X[()] * i + sympy.floor(i / 2) + sympy.Mod(i, 3), []), {"X": 10}, {"X": ()}, (4,)) == [0, 11, 23, 31]
+    assert one(
+        lambda X: (X[()] * i + sympy.floor(i / 2) + sympy.Mod(i, 3), []), {"X": 10}, {"X": ()}, (4,)
+    ) == [0, 11, 23, 31]
     tiled = one(lambda X: (X[sympy.Mod(i, 2)], []), {"X": [5, 6]}, {"X": (2,)}, (5,))
     assert tiled == [5, 6, 5, 6, 5]
 
@@ -267,7 +345,9 @@ def test_philox_known_answers():
 
 
 def test_uniform_depends_on_seed_and_index_only():
-    draws = one(lambda S: (fn.uniform(S[()], i), []), {"S": 0}, {"S": ()}, (200,), dtypes={"S": "u64"})
+    draws = one(
+        lambda S: (fn.uniform(S[()], i), []), {"S": 0}, {"S": ()}, (200,), dtypes={"S": "u64"}
+    )
     assert draws[0] == F(0x6627E8D5 >> 8, 1 << 24) and len(set(draws)) == 200
     assert 0.4 < sum(draws) / 200 < 0.6 and all(0 <= u < 1 for u in draws)
 
@@ -278,10 +358,17 @@ def test_uniform_depends_on_seed_and_index_only():
 def test_pieces_updates_saved_and_constants():
     X, m = tensor("X", 4), tensor("m", role="state")
     K = tensor("K", 2, role="constant", values=(F(1), F(1, 2)))
-    Y, T, new = tensor("Y", 4, role="output"), tensor("T", role="temporary"), tensor("new", role="temporary")
+    Y, T, new = (
+        tensor("Y", 4, role="output"),
+        tensor("T", role="temporary"),
+        tensor("new", role="temporary"),
+    )
     total = piece(T[()], {}, Result(0), [reduce("sum", {"i": 4}, X[i])])
     after = piece(new[()], {}, m[()] / 2 + T[()] / 2)
-    phases = [piece(Y[2 * i], {"i": 2}, X[2 * i] * K[0]), piece(Y[2 * i + 1], {"i": 2}, X[2 * i + 1] * K[1])]
+    phases = [
+        piece(Y[2 * i], {"i": 2}, X[2 * i] * K[0]),
+        piece(Y[2 * i + 1], {"i": 2}, X[2 * i + 1] * K[1]),
+    ]
     p = program([X, m], total, after, phases, saved=("T",), updates=(("m", "new"),))
     got = evaluate(p, {"X": [1, 2, 3, 4], "m": 2})
     assert {name: a.tolist() for name, a in got.items()} == {"Y": [1, 1, 3, 2], "T": 10, "m": 6}
@@ -301,7 +388,9 @@ def test_sizes_come_from_the_inputs():
     d = Domain((Range("n", 0, N),))
     p = program([X], piece(Y[n], {}, Result(0) / N, [reduce("sum", {"c": 2}, X[n, c])]))
     stage = p.stages[0]
-    fixed = type(stage.pieces[0])(stage.pieces[0].outs, d, stage.pieces[0].reduces, stage.pieces[0].values)
+    fixed = type(stage.pieces[0])(
+        stage.pieces[0].outs, d, stage.pieces[0].reduces, stage.pieces[0].values
+    )
     p = program([X], fixed)
     assert evaluate(p, {"X": [[1, 2], [3, 4], [5, 6]]})["Y"].tolist() == [1, F(7, 3), F(11, 3)]
     assert evaluate(p, {"X": [1, 2, 3, 4]})["Y"].tolist() == [F(3, 2), F(7, 2)]
@@ -328,7 +417,9 @@ def test_magnitude_adds_absolute_values():
     assert evaluate(p, inputs, magnitude=True)["Y"].data == [3, 5]
     got = one(lambda v: (sympy.exp(v[0] - v[1]), []), {"v": [30, 30]}, {"v": (2,)}, magnitude=True)
     assert got == 60  # exp' times the magnitude of what cancelled
-    assert one(lambda v: (fn.relu(v[0] - v[1]), []), {"v": [1, 3]}, {"v": (2,)}, magnitude=True) == 0
+    assert (
+        one(lambda v: (fn.relu(v[0] - v[1]), []), {"v": [1, 3]}, {"v": (2,)}, magnitude=True) == 0
+    )
 
 
 def test_error_measure():
