@@ -13,6 +13,7 @@ from convgen.symbolic import printer
 from convgen.symbolic.boundary import Boundary
 from convgen.symbolic.build import map_definition, retarget
 from convgen.symbolic.expr import Extent, Padded, Size, Stage, Tensor
+from convgen.symbolic.proofs import Proof, check_program
 from convgen.symbolic.reductions import Reduction
 
 
@@ -137,6 +138,10 @@ class Program:
             outputs=tuple(tensors[t.name] for t in self.outputs),
             stages=tuple(stages),
         )
+
+    def check(self) -> Proof:
+        """Prove that every element is written once and every access served: `check_program`."""
+        return check_program(self)
 
     def __str__(self) -> str:
         """The text form; ``parse(str(program))`` gives the same program."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from convgen.affine import Affine
 from convgen.errors import FormulaError, ShapeError
@@ -21,7 +22,6 @@ from convgen.symbolic.expr import (
     accesses_of,
     axes_of,
 )
-from convgen.symbolic.program import Program
 from convgen.symbolic.proofs_cover import (
     LIMIT,
     Budget,
@@ -31,6 +31,9 @@ from convgen.symbolic.proofs_cover import (
     prove_cover,
     simplify,
 )
+
+if TYPE_CHECKING:
+    from convgen.symbolic.program import Program
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ def _check_names(program: Program) -> None:
             raise FormulaError(f"{program.name}: the saved tensor {name} does not exist")
     for state, source in program.updates:
         before, after = known.get(state), known.get(source)
-        if before is None or before.role != "state" or after is None:
+        if before is None or before.role not in ("state", "parameter") or after is None:
             raise FormulaError(f"{program.name}: update {state} <- {source}", expected="a state")
         if (before.shape, before.dtype) != (after.shape, after.dtype):
             raise ShapeError(
