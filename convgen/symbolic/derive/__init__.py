@@ -1,0 +1,171 @@
+"""Deriving gradients: Program -> adjoint Program.
+
+    grad(program, ["X", "W"])     inputs and cotangents -> dX, dW (recomputing what it needs)
+    split(program, ["X", "W"])    (forward that saves what backward needs, backward)
+    adjoint(program, "X")         grad with the inputs it really reads
+    steps(program, ["X"])         the derivation, to be read
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from sympy import Expr
+
+from convgen.symbolic.derive.reverse import Adjoints, adjoints
+from convgen.symbolic.derive.steps import Step
+from convgen.symbolic.expr import Access, Definition, Stage, Tensor
+from convgen.symbolic.program import Program
+
+__all__ = ["Step", "adjoint", "grad", "split", "steps"]
+
+
+def grad(
+    program: Program, wrt: str | Sequence[str] | None = None, *, flip: bool = False
+) -> Program:
+    """The program of the gradients (vector-Jacobian products) of all outputs together.
+
+    Inputs: all inputs of `program` in their order, then one cotangent for each float output,
+    named "d" + its name. Outputs: "d" + name for each name in `wrt` (default: all inputs of
+    floats), in that order; a prime is added where a name is taken. What the gradients need of the
+    forward program is computed again.
+
+    Raises DerivationError for names that are no inputs, for integer tensors, and for reductions
+    without an adjoint.
+    """
+    found = adjoints(program, _wanted(program, wrt), flip=flip)
+    forward = [stage for outlined in found.ahead for stage in outlined.stages]
+    stages = prune([*forward, *found.behind], {t.name for t in found.results})
+    inputs = (*program.inputs, *found.cotangents)
+    return _program(program.name + "_grad", inputs, found.results, stages)
+
+
+def adjoint(program: Program, wrt: str, *, flip: bool = False) -> Program:
+    """The gradient to one input, as a program whose inputs are only what it reads: the adjoint
+    operator of a linear layer."""
+    whole = grad(program, [wrt], flip=flip)
+    read = {a.tensor.name for s in whole.stages for p in s.pieces for a in p.reads()}
+    cotangents = {t.name for t in whole.inputs} - {t.name for t in program.inputs}
+    inputs = tuple(t for t in whole.inputs if t.name in read | cotangents)
+    return replace(whole, name=program.name + "_adjoint", inputs=inputs)
+
+
+def split(
+    program: Program, wrt: str | Sequence[str] | None = None, *, flip: bool = False
+) -> tuple[Program, Program]:
+    """(forward, backward): forward computes the outputs and stores what backward needs.
+
+    forward.saved names the tensors stored beyond the outputs. backward's inputs are the forward
+    inputs that it reads, in their order, then the forward outputs and saved tensors that it reads,
+    in the order of the stages, then the cotangents; its outputs are the gradients in `wrt` order.
+    """
+    found = adjoints(program, _wanted(program, wrt), reuse=True, flip=flip)
+    outputs = {t.name for t in found.results}
+    behind = prune(found.behind, outputs)
+    read = _reads(behind)
+    forward: list[Stage] = []
+    for original, outlined in zip(program.stages, found.ahead, strict=True):
+        written = {t.name for stage in outlined.stages for t in stage.tensors}
+        extra = written - {t.name for t in original.tensors}
+        forward += outlined.stages if extra & read else [original]
+    written_by = {t.name: t for stage in forward for t in stage.tensors}
+    own = {t.name for stage in behind for t in stage.tensors}
+    stored = [n for n in written_by if n in read and n not in own]
+    returned = {t.name for t in program.outputs}
+    ahead = _program(program.name, program.inputs, program.outputs, forward)
+    kept = tuple(n for n in stored if n not in returned)
+    ahead = replace(ahead, saved=kept, updates=program.updates)
+    inputs = [t for t in program.inputs if t.name in read]
+    inputs += [written_by[n].with_role("input") for n in stored]
+    backward = _program(
+        program.name + "_backward", (*inputs, *found.cotangents), found.results, behind
+    )
+    return ahead, backward
+
+
+def steps(program: Program, wrt: str | Sequence[str] | None = None) -> list[Step]:
+    """The derivation of the gradients: chain rule, index equation, solution, domain and
+    simplification of every contribution, in the order in which they were made."""
+    return adjoints(program, _wanted(program, wrt)).steps
+
+
+def _wanted(program: Program, wrt: str | Sequence[str] | None) -> list[str]:
+    if wrt is None:
+        return [t.name for t in program.inputs if t.dtype.is_float]
+    return [wrt] if isinstance(wrt, str) else list(wrt)
+
+
+def _reads(stages: Iterable[Stage]) -> set[str]:
+    return {a.tensor.name for s in stages for p in s.pieces for a in p.reads()}
+
+
+def prune(stages: Sequence[Stage], wanted: set[str]) -> list[Stage]:
+    """The stages, and the outputs of stages, that the wanted tensors depend on.
+
+    A tensor read and written by later stages of another name never occurs: names are unique.
+    """
+    needed = set(wanted)
+    kept: list[Stage] = []
+    for stage in reversed(stages):
+        used = [i for i, t in enumerate(stage.tensors) if t.name in needed]
+        if not used:
+            continue
+        if len(used) < len(stage.tensors):
+            stage = _only(stage, used)
+        kept.append(stage)
+        needed |= _reads([stage])
+    return kept[::-1]
+
+
+def _only(stage: Stage, used: Sequence[int]) -> Stage:
+    pieces = tuple(
+        Definition(
+            tuple(p.outs[i] for i in used), p.domain, p.reduces, tuple(p.values[i] for i in used)
+        )
+        for p in stage.pieces
+    )
+    return Stage(tuple(stage.tensors[i] for i in used), pieces)
+
+
+def _program(
+    name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], stages: Sequence[Stage]
+) -> Program:
+    """A program in which every access names the tensor as this program declares it."""
+    final = {t.name: t.plain() for t in inputs}
+    returned = {t.name for t in outputs}
+    for stage in stages:
+        for tensor in stage.tensors:
+            role = "output" if tensor.name in returned else "temporary"
+            final[tensor.name] = tensor.with_role(role)
+    changed = tuple(_retarget(stage, final) for stage in stages)
+    return Program(
+        name, tuple(final[t.name] for t in inputs), tuple(final[t.name] for t in outputs), changed
+    )
+
+
+def _retarget(stage: Stage, final: dict[str, Tensor]) -> Stage:
+    def access(a: Access) -> Access:
+        tensor = final.get(a.tensor.name, a.tensor)
+        kinds = tuple(b if b.value is None else replace(b, value=body(b.value)) for b in a.boundary)
+        return Access(tensor, a.index, kinds)
+
+    def body(expr: Expr) -> Expr:
+        stale = {
+            a: access(a)
+            for a in expr.atoms(Access)
+            if isinstance(a, Access)
+            and (final.get(a.tensor.name, a.tensor) != a.tensor or any(b.value for b in a.boundary))
+        }
+        return expr.xreplace(stale) if stale else expr
+
+    pieces = tuple(
+        Definition(
+            tuple(access(o) for o in p.outs),
+            p.domain,
+            tuple(replace(r, body=body(r.body)) for r in p.reduces),
+            tuple(body(v) for v in p.values),
+        )
+        for p in stage.pieces
+    )
+    return Stage(tuple(final[t.name] for t in stage.tensors), pieces)

@@ -1,0 +1,325 @@
+"""Reverse mode over the stages of a program: one contribution for each access of a wanted tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import sympy
+from sympy import Expr, Integer
+
+from convgen.affine import Affine, Constraint
+from convgen.errors import DerivationError
+from convgen.symbolic.derive.folds import fold_parts
+from convgen.symbolic.derive.gather import Part, Progression, Term, solve, span
+from convgen.symbolic.derive.outline import Outlined, is_atomic, outline
+from convgen.symbolic.derive.pieces import assemble
+from convgen.symbolic.derive.reduces import Reduces
+from convgen.symbolic.derive.scalar import (
+    affine_in_results,
+    by_output,
+    derivative,
+    inner_accesses,
+    outside,
+)
+from convgen.symbolic.derive.steps import Step, describe
+from convgen.symbolic.expr import (
+    Access,
+    Definition,
+    Domain,
+    Size,
+    Stage,
+    Tensor,
+    accesses_of,
+    fixed,
+)
+from convgen.symbolic.functions import select
+from convgen.symbolic.program import Program
+
+LETTERS = {1: ("h",), 2: ("h", "w"), 3: ("d", "h", "w")}
+
+
+@dataclass
+class Adjoints:
+    """What reverse mode made of a program.
+
+    ahead     for each stage of the program the stages that stand for it (see outline)
+    behind    the stages of the adjoints, in order
+    results   the adjoint of each wanted tensor, in the order asked for
+    """
+
+    program: Program
+    ahead: list[Outlined]
+    cotangents: tuple[Tensor, ...]
+    behind: list[Stage] = field(default_factory=list)
+    results: tuple[Tensor, ...] = ()
+    steps: list[Step] = field(default_factory=list)
+
+
+def adjoints(
+    program: Program, wrt: Sequence[str], *, reuse: bool = False, flip: bool = False
+) -> Adjoints:
+    """Derive the adjoint of each wanted input. reuse: derivatives may read the forward's outputs
+    (relu' as step of the output), which a forward run has stored."""
+    return _Reverse(program, wrt, reuse, flip).run()
+
+
+class _Reverse:
+    def __init__(self, program: Program, wrt: Sequence[str], reuse: bool, flip: bool) -> None:
+        self.program, self.wrt, self.reuse, self.flip = program, tuple(wrt), reuse, flip
+        self.taken = set(program.tensors())
+        self._check()
+        self.given = {
+            t.name: Tensor(self.name("d" + t.name), t.shape, t.dtype)
+            for t in program.outputs
+            if t.dtype.is_float
+        }
+        self.ahead = [outline(stage, self.name) for stage in program.stages]
+        self.active = self._active()
+        self.parts: dict[str, list[Part]] = {}
+        self.behind: list[Stage] = []
+        self.steps: list[Step] = []
+        self.reduces = Reduces(self.name, self.behind)
+
+    def name(self, wanted: str) -> str:
+        """A tensor name that is not taken yet."""
+        while wanted in self.taken:
+            wanted += "'"
+        self.taken.add(wanted)
+        return wanted
+
+    def _check(self) -> None:
+        inputs = {t.name: t for t in self.program.inputs}
+        for name in self.wrt:
+            if name not in inputs:
+                raise DerivationError(
+                    f"program {self.program.name} has no input {name!r}",
+                    expected="one of " + ", ".join(inputs),
+                )
+            if not inputs[name].dtype.is_float:
+                raise DerivationError(
+                    f"{name} has dtype {inputs[name].dtype}: its gradient does not exist",
+                    expected="a tensor of floats",
+                )
+        if len(set(self.wrt)) != len(self.wrt):
+            raise DerivationError("a tensor is asked for twice", got=", ".join(self.wrt))
+
+    def _active(self) -> set[str]:
+        """The tensors that depend on a wanted one through floats."""
+        found = set(self.wrt)
+        for outlined in self.ahead:
+            for stage in outlined.stages:
+                reads = (a for p in stage.pieces for a in p.reads())
+                if any(a.tensor.name in found and a.tensor.dtype.is_float for a in reads):
+                    found |= {t.name for t in stage.tensors if t.dtype.is_float}
+        return found
+
+    def run(self) -> Adjoints:
+        for outlined in reversed(self.ahead):
+            for i in reversed(range(len(outlined.stages))):
+                outlined.stages[i] = self._stage(outlined.stages[i])
+        results: list[Tensor] = []
+        inputs = {t.name: t for t in self.program.inputs}
+        for name in self.wrt:
+            known = inputs[name]
+            out = Tensor(self.name("d" + name), known.shape, known.dtype, "output")
+            self.behind.append(assemble(out, self.parts.pop(name, []), self.flip))
+            results.append(out)
+        given = tuple(self.given[t.name] for t in self.program.outputs if t.name in self.given)
+        return Adjoints(
+            self.program, self.ahead, given, self.behind, tuple(results), self.steps
+        )
+
+    # -----------------------------------------------------------------------------------------
+
+    def _stage(self, stage: Stage) -> Stage:
+        """Send the cotangents of a stage's tensors to what it reads. Gives the stage back, with
+        the outputs that its adjoint needs."""
+        cotangents: dict[str, Tensor] = {}
+        for tensor in stage.tensors:
+            found = self._cotangent(tensor)
+            if found is not None and tensor.name in self.active:
+                cotangents[tensor.name] = found
+        if not cotangents:
+            return stage
+        if any(p.reduces and is_atomic(p) for p in stage.pieces):
+            stage = self.reduces.keep_positions(stage)
+        for piece in stage.pieces:
+            for body, access, factor, domain in self._terms(piece, cotangents):
+                self._access(piece, body, access, factor, domain)
+        return stage
+
+    def _cotangent(self, tensor: Tensor) -> Tensor | None:
+        """The cotangent of a tensor, its contributions added up; None when there are none."""
+        given = self.given.get(tensor.name)
+        parts = self.parts.pop(tensor.name, [])
+        if not parts:
+            return given
+        if given is not None:
+            parts.append(_identity(given, parts[0].names))
+        total = Tensor(self.name("d" + tensor.name), tensor.shape, tensor.dtype, "temporary")
+        self.behind.append(assemble(total, parts, self.flip))
+        return total
+
+    def _terms(
+        self, piece: Definition, cotangents: dict[str, Tensor]
+    ) -> Iterator[tuple[Expr, Access, Expr, Domain]]:
+        """(body, access, factor, domain): factor times the derivative of body by the access is
+        what is added to the access's element, for each point of the domain."""
+        for out, value in zip(piece.outs, piece.values, strict=True):
+            if out.tensor.name not in cotangents:
+                continue
+            cotangent = Access(cotangents[out.tensor.name], out.index)
+            if is_atomic(piece):
+                reduce = piece.reduces[0]
+                factor = self.reduces.element_cotangent(piece, value, cotangent)
+                for access in self._wanted(reduce.body):
+                    yield reduce.body, access, factor, piece.domain.join(reduce.domain)
+                continue
+            for access in self._wanted(value):
+                yield value, access, cotangent, piece.domain
+            for result, number in (affine_in_results(value) or {}).items():
+                reduce = piece.reduces[result.reduce]
+                for access in self._wanted(reduce.body):
+                    yield reduce.body, access, number * cotangent, piece.domain.join(reduce.domain)
+
+    def _wanted(self, body: Expr) -> list[Access]:
+        """The accesses through which a body depends on wanted tensors."""
+        return [
+            a
+            for a in sorted(body.atoms(Access), key=str)
+            if isinstance(a, Access) and any(b.tensor.name in self.active for b in accesses_of(a))
+        ]
+
+    def _access(
+        self, piece: Definition, body: Expr, access: Access, factor: Expr, domain: Domain
+    ) -> None:
+        """The contributions of one access, and of what its boundary values read."""
+        slope = derivative(body, access)
+        if self.reuse and not piece.reduces:
+            slope = by_output(slope, body, _out_of(piece, body))
+        if slope == 0:
+            return
+        if access.tensor.name in self.active and access.tensor.dtype.is_float:
+            self._add(access, body, factor * slope, domain, piece.domain.names)
+        for outer, inner, dim in inner_accesses(access):
+            value = outer.boundary[dim].value
+            if inner.tensor.name in self.active and value is not None:
+                slope_inside = select(outside(outer, dim), derivative(value, inner), Integer(0))
+                whole = factor * slope * slope_inside
+                self._add(inner, body, whole, domain, piece.domain.names)
+
+    # -----------------------------------------------------------------------------------------
+
+    def _add(
+        self, access: Access, body: Expr, added: Expr, domain: Domain, positions: tuple[str, ...]
+    ) -> None:
+        """added(z) belongs to the element that the access reads at z."""
+        if added == 0:
+            return
+        domain = domain.where(*_omitted(body, added, access))
+        names = _letters(access.index)
+        folding = self._folding(access, domain)
+        tensor = access.tensor
+        if folding:
+            parts = self._fold(access, added, domain, positions, folding)
+        else:
+            term = Term(domain, access.index, tensor.shape, added, positions)
+            parts = solve(term, names)
+            self.steps += describe(tensor.name, access, term, parts)
+        self.parts.setdefault(tensor.name, []).extend(parts)
+
+    def _folding(self, access: Access, domain: Domain) -> dict[int, tuple[int, int]]:
+        """Dimensions whose boundary reads other elements, with how far they reach outside."""
+        found: dict[int, tuple[int, int]] = {}
+        bounds = {r.axis: span(r) for r in domain.ranges}
+        for dim, (index, kind) in enumerate(zip(access.index, access.boundary, strict=True)):
+            extent = access.tensor.shape[dim]
+            if not kind.folds or isinstance(extent, Size):
+                continue
+            low, high = index.bounds(bounds)
+            if high < low:
+                continue
+            reach = (max(0, -low), max(0, high - extent + 1))
+            if reach != (0, 0):
+                found[dim] = reach
+        return found
+
+    def _fold(
+        self,
+        access: Access,
+        added: Expr,
+        domain: Domain,
+        positions: tuple[str, ...],
+        folding: dict[int, tuple[int, int]],
+    ) -> list[Part]:
+        """A gather onto the padded tensor, then one fold for each dimension."""
+        tensor = access.tensor
+        shape, index = list(tensor.shape), list(access.index)
+        for dim, (before, after) in folding.items():
+            shape[dim] = before + fixed(shape[dim], tensor.name) + after
+            index[dim] = index[dim] + before
+        names = _full_names(access.index)
+        term = Term(domain, tuple(index), tuple(shape), added, positions)
+        source = Tensor(self.name(f"d{tensor.name}p"), tuple(shape), tensor.dtype, "temporary")
+        parts = solve(term, [n for n, i in zip(names, index, strict=True) if not i.single])
+        parts = [replace(p, names=names) for p in parts]
+        self.steps += describe(tensor.name + "p", access, term, parts)
+        self.behind.append(assemble(source, parts, self.flip))
+        for count, (dim, (before, _)) in enumerate(folding.items(), 1):
+            shape[dim] = tensor.shape[dim]
+            last = count == len(folding)
+            name = tensor.name if last else self.name(f"d{tensor.name}p")
+            target = Tensor(name, tuple(shape), tensor.dtype, "temporary")
+            kind = access.boundary[dim]
+            parts = fold_parts(source, target, dim, kind, before, names)
+            text = f"{kind.name} in dimension {dim}: {len(parts) - 1} strips of {source.name}"
+            self.steps.append(Step(tensor.name, "fold", text))
+            if not last:
+                self.behind.append(assemble(target, parts))
+            source = target
+        return parts
+
+
+def _out_of(piece: Definition, value: Expr) -> Access:
+    """The element that a value of a piece is written to."""
+    return next(o for o, v in zip(piece.outs, piece.values, strict=True) if v == value)
+
+
+def _letters(index: Sequence[Affine]) -> tuple[str, ...]:
+    """Names for the dimensions that no single axis indexes: h; h w; d h w; e0 e1 ..."""
+    count = sum(1 for i in index if i.single is None)
+    return LETTERS.get(count) or tuple(f"e{j}" for j in range(count))
+
+
+def _full_names(index: Sequence[Affine]) -> tuple[str, ...]:
+    rest = iter(_letters(index))
+    return tuple(i.single or next(rest) for i in index)
+
+
+def _identity(tensor: Tensor, names: tuple[str, ...]) -> Part:
+    """The part that is the tensor itself."""
+    regions = [Progression(f"__e{j}", 0, 1, extent) for j, extent in enumerate(tensor.shape)]
+    index = [Affine.of(r.param) for r in regions]
+    return Part(Access(tensor, index), list(regions), {}, [], [], names)
+
+
+def _omitted(body: Expr, added: Expr, access: Access) -> list[Constraint]:
+    """Conditions that the terms left out of a reduction give: accesses whose omitted elements
+    leave out the term, but which the derivative does not read any more."""
+    found: list[Constraint] = []
+    present = added.atoms(Access)
+    for other in sorted(body.atoms(Access), key=str):
+        assert isinstance(other, Access)
+        if other in present or other == access:
+            continue
+        for index, extent, kind in zip(other.index, other.tensor.shape, other.boundary, strict=True):
+            if kind.name == "omit" and not isinstance(extent, Size):
+                found += [Constraint("<=", -index), Constraint("<=", index - (extent - 1))]
+    return found
+
+
+def numeric_factor(body: Expr) -> tuple[Expr, Expr]:
+    """(number, rest) of a product."""
+    number, rest = body.as_coeff_Mul()
+    return sympy.sympify(number), rest

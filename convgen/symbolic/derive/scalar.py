@@ -1,0 +1,105 @@
+"""Derivatives of scalar bodies. sympy sees plain symbols only; indices and domains stay outside."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import sympy
+from sympy import Dummy, Expr, Integer
+
+from convgen.affine import Affine
+from convgen.symbolic.expr import Access, Result, affine_body
+from convgen.symbolic.functions import less, logical_or, normalize, relu, select, step
+
+
+@lru_cache(maxsize=16384)
+def derivative(body: Expr, atom: Expr) -> Expr:
+    """The derivative of a body by one of its accesses or results; boundary values count as
+    constants (see `boundary_factor`).
+
+    >>> from convgen.symbolic.expr import Tensor, Axis
+    >>> i = Axis("i")
+    >>> X, W = Tensor("X", (4,)), Tensor("W", (4,))
+    >>> derivative(relu(X[i] * W[i]), X[i])
+    W[i]*step(W[i]*X[i])
+    """
+    if body == atom:
+        return Integer(1)
+    if isinstance(body, sympy.Mul) and body.args.count(atom) == 1:
+        rest = [a for a in body.args if a != atom]
+        if not any(a.has(atom) for a in rest):
+            return sympy.Mul(*rest)
+    plain = Dummy("x", real=True)
+    found = body.xreplace({atom: plain}).diff(plain)
+    return normalize(found.xreplace({plain: atom}))
+
+
+def inner_accesses(body: Expr) -> list[tuple[Access, Access, int]]:
+    """(outer, inner, dim) for each access `inner` in the boundary value of dimension dim of an
+    access `outer` of the body."""
+    found: list[tuple[Access, Access, int]] = []
+    for outer in sorted(body.atoms(Access), key=str):
+        assert isinstance(outer, Access)
+        for dim, kind in enumerate(outer.boundary):
+            if kind.value is not None:
+                found += [
+                    (outer, inner, dim)
+                    for inner in sorted(kind.value.atoms(Access), key=str)
+                    if isinstance(inner, Access)
+                ]
+    return found
+
+
+def outside(access: Access, dim: int) -> Expr:
+    """The condition that the access reads the boundary value of dimension dim: it is outside there
+    and inside in every dimension before it."""
+
+    def out(j: int) -> Expr:
+        index, extent = affine_body(access.index[j]), access.tensor.shape[j]
+        return logical_or(less(index, 0), less(sympy.Add(extent, -1), index))  # type: ignore[return-value]
+
+    condition = out(dim)
+    for j in range(dim):
+        if not access.index[j].single:
+            condition = select(out(j), Integer(0), condition)  # type: ignore[assignment]
+    return condition
+
+
+def by_output(found: Expr, value: Expr, output: Access) -> Expr:
+    """A derivative in terms of the value it is the derivative of, where that is stored: relu' is
+    step of the output, tanh' is 1 - output^2."""
+    mapping: dict[Expr, Expr] = {value: output}
+    if isinstance(value, relu):
+        mapping[step(value.args[0])] = step(output)  # type: ignore[index]
+    return found.xreplace(mapping)
+
+
+def numeric(body: Expr) -> bool:
+    """True for a body without accesses, axes or results."""
+    return not body.free_symbols and not body.has(Access)
+
+
+def affine_in_results(body: Expr) -> dict[Result, Expr] | None:
+    """The number each Result is multiplied with, when the body is affine in all of them."""
+    found: dict[Result, Expr] = {}
+    for term in sympy.Add.make_args(body):
+        results = term.atoms(Result)
+        if not results:
+            continue
+        coefficient, core = term.as_coeff_Mul()
+        if not isinstance(core, Result) or core in found:
+            return None
+        found[core] = coefficient
+    return found
+
+
+def position(ranges: tuple[tuple[str, int, int], ...]) -> Affine:
+    """The row-major position in a box of (axis, lo, hi).
+
+    >>> print(position((("r", 0, 2), ("s", 0, 3))))
+    3*r + s
+    """
+    total = Affine()
+    for axis, low, high in ranges:
+        total = total * (high - low) + Affine.of(axis) - low
+    return total
