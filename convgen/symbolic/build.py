@@ -331,7 +331,8 @@ def question(
                     expected=f"{len(out.shape)} indices",
                     got=str(len(out.index)),
                 )
-            uses += infer.access_uses(Access(Tensor(out.name, out.shape), out.index))
+            left = Access(Tensor(out.name, out.shape), out.index)
+            uses += infer.access_uses(left, written=True)
     for value in values:
         uses += infer.uses_of(value, -1, ())
     for j, (own, body) in enumerate(reduces):

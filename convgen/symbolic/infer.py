@@ -1,7 +1,8 @@
 """Extents of axes from the shapes of what a formula reads and writes.
 
 Given extents come first. An axis used bare as an index takes the extent of that dimension; two
-such uses must agree. The rest is solved from compound indices of zero-boundary accesses: an axis
+such uses must agree. Then come the indices of a left side whose shape is declared. The rest is
+solved from compound indices of zero-boundary accesses: an axis
 that is the only unknown of ``2*y + r`` runs as far as the access stays inside for all values of the
 others, and it must start at 0. Axes of compound indices that leave the tensor (padding) are
 ambiguous and have to be given.
@@ -34,6 +35,7 @@ class Use:
     index: Affine
     extent: Extent
     boundary: Boundary
+    written: bool = False
 
     @property
     def marked(self) -> bool:
@@ -75,11 +77,15 @@ def uses_of(body: Expr, scope: int, own: Sequence[str]) -> list[Use]:
     return found
 
 
-def access_uses(access: Access, rename: Mapping[str, Affine] | None = None) -> list[Use]:
-    """The dimensions of one access."""
+def access_uses(
+    access: Access, rename: Mapping[str, Affine] | None = None, written: bool = False
+) -> list[Use]:
+    """The dimensions of one access; `written`: it is a left side of known shape."""
     tensor = access.tensor
     return [
-        Use(str(access), tensor.name, d, index.substitute(rename or {}), extent, boundary)
+        Use(
+            str(access), tensor.name, d, index.substitute(rename or {}), extent, boundary, written
+        )
         for d, (index, extent, boundary) in enumerate(
             zip(access.index, tensor.shape, access.boundary, strict=True)
         )
@@ -99,16 +105,22 @@ def infer(question: Question) -> dict[Key, Span]:
 def solve(question: Question) -> Answer:
     """Infer what can be inferred, collect the problems of what cannot."""
     answer = Answer(dict(question.given), {})
-    for marked in (False, True):
-        for key in question.axes:
-            if key not in answer.spans and key not in answer.problems:
-                _take_bare(key, question, answer, marked)
-    while _solve_round(question, answer):
+    _take_all_bare(question, answer, False)
+    while _solve_round(question, answer, tuple(u for u in question.uses if u.written)):
+        pass
+    _take_all_bare(question, answer, True)
+    while _solve_round(question, answer, question.uses):
         pass
     for key in question.axes:
         if key not in answer.spans and key not in answer.problems:
             answer.problems[key] = _ambiguous(key, question)
     return answer
+
+
+def _take_all_bare(question: Question, answer: Answer, marked: bool) -> None:
+    for key in question.axes:
+        if key not in answer.spans and key not in answer.problems:
+            _take_bare(key, question, answer, marked)
 
 
 def _take_bare(key: Key, question: Question, answer: Answer, marked: bool) -> None:
@@ -129,7 +141,7 @@ def _take_bare(key: Key, question: Question, answer: Answer, marked: bool) -> No
     answer.spans[key] = (0, uses[0].extent)
 
 
-def _solve_round(question: Question, answer: Answer) -> bool:
+def _solve_round(question: Question, answer: Answer, uses: tuple[Use, ...]) -> bool:
     """Solve every axis whose compound uses have no other unknown; if there is none, one axis that
     has at least one such use. True when something was found."""
     unknown = {
@@ -139,7 +151,7 @@ def _solve_round(question: Question, answer: Answer) -> bool:
     }
     ready: dict[Key, list[tuple[Use, int, int]]] = {}
     waiting: set[Key] = set()
-    for use in question.uses:
+    for use in uses:
         names = [n for n in use.index.names() if n in unknown]
         if use.marked or isinstance(use.extent, Size) or not names:
             continue

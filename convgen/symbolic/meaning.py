@@ -195,9 +195,7 @@ class Meaning:
             case Sum():
                 return sympy.Add(*(Integer(sign) * self.body(t) for sign, t in node.terms))
             case Product():
-                factors = [
-                    self.body(f) if op == "*" else self._reciprocal(f) for op, f in node.factors
-                ]
+                factors = [g for op, f in node.factors for g in self._factors(op, f)]
                 return sympy.Mul(*factors)
             case Binary():
                 return self._binary(node)
@@ -209,6 +207,16 @@ class Meaning:
                 return self._over(node)
             case _:
                 assert_never(node)
+
+    def _factors(self, operator: str, node: Node) -> list[Expr]:
+        """The factors that ``* node`` or ``/ node`` contributes to one product. A product under a
+        division is taken apart: sympy would multiply a number in it into a sum."""
+        if operator == "*":
+            return [self.body(node)]
+        if isinstance(node, Product):
+            flipped = ((("/" if op == "*" else "*"), f) for op, f in node.factors)
+            return [g for op, f in flipped for g in self._factors(op, f)]
+        return [self._reciprocal(node)]
 
     def _reciprocal(self, node: Node) -> Expr:
         value = self.body(node)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import sympy
 from sympy import Expr, Rational, S
 
-from convgen.symbolic.expr import Definition, Result, accesses_of
+from convgen.symbolic.expr import Access, Axis, Definition, Result, accesses_of
 
 if TYPE_CHECKING:
     from convgen.symbolic.program import Program
@@ -56,8 +56,16 @@ class Order:
         """Sorts what reads earlier tensors first, what reads none last."""
         if body not in self._keys:
             ranks = self.ranks(body) or [len(self.tensors) + 1]
-            self._keys[body] = (ranks, str(body))
+            axes = sorted(self.axes.get(a.name, 0) for a in body.atoms(Axis))
+            self._keys[body] = (ranks, axes, str(body).replace("-", "~"))
         return self._keys[body]
+
+    def _is_cotangent(self, factor: Expr) -> bool:
+        """dY leads a product: the derived gradient reads dY * W, as one writes the chain rule."""
+        return any(
+            a.tensor.role == "input" and a.tensor.name[0] == "d" and a.tensor.name[1:2].isupper()
+            for a in factor.atoms(Access)
+        )
 
     def terms(self, body: Expr) -> list[Expr]:
         """The terms of a sum: those with reductions, then by tensors, numbers last; a positive one
@@ -83,7 +91,8 @@ class Order:
                 under.append(factor.args[0] ** -factor.args[1])  # type: ignore[operator]
             else:
                 over.append(factor)
-        return Product(coefficient, tuple(sorted(over, key=self.key)), tuple(sorted(under, key=self.key)))
+        over.sort(key=lambda f: (not self._is_cotangent(f), *self.key(f)))
+        return Product(coefficient, tuple(over), tuple(sorted(under, key=self.key)))
 
 
 def _divides(exponent: Any) -> bool:

@@ -188,7 +188,7 @@ class Shortened:
         uses: list[infer.Use] = []
         for out in definition.outs:
             if out.tensor.name in declared:
-                uses += infer.access_uses(out)
+                uses += infer.access_uses(out, written=True)
         for value in definition.values:
             uses += infer.uses_of(value, -1, ())
         for j, reduce in enumerate(definition.reduces):
