@@ -17,6 +17,7 @@ from convgen.ir.nodes import (
     Expr,
     For,
     Form,
+    Gather,
     If,
     Index,
     Kernel,
@@ -89,8 +90,11 @@ def text_of(expr: Expr, names: Names | None = None, outer: int = 0) -> str:
         name = names.reduces[expr.reduce] if known else f"reduced{expr.reduce}"
         return f"{name}.{expr.item}" if expr.reduce in names.several else name
     if isinstance(expr, VectorLoad):
-        offset = text_of(expr.offset)
-        return f"{expr.buffer}[{offset}{_slice(expr.lanes, expr.stride, expr.valid)}]"
+        place = f"{text_of(expr.offset)}{_slice(expr.lanes, expr.stride, expr.valid)}"
+        return f"{expr.buffer}[{place}{_where(expr.mask)}]"
+    if isinstance(expr, Gather):
+        first = "" if expr.valid == expr.lanes else f", first {expr.valid}"
+        return f"{expr.buffer}[each {text_of(expr.offset)}{first}{_where(expr.mask)}]"
     if isinstance(expr, Broadcast):
         return f"splat({text_of(expr.value)}, {expr.lanes})"
     if isinstance(expr, Lane):
@@ -163,6 +167,10 @@ def _slice(lanes: int, stride: int, valid: int) -> str:
     if stride != 1:
         made += f" by {stride}"
     return made if valid == lanes else made + f", first {valid}"
+
+
+def _where(mask: Expr | None) -> str:
+    return "" if mask is None else f" where {text_of(mask)}"
 
 
 def guard_text(guard: Constraint, order: Mapping[str, int] | None = None) -> str:
@@ -368,7 +376,7 @@ def _stmt_lines(stmt: Stmt, pad: str) -> list[str]:
     if isinstance(stmt, Set):
         return [f"{pad}{stmt.register} = {text_of(stmt.value)}"]
     place = f"{text_of(stmt.offset)}{_slice(stmt.value.lanes, stmt.stride, stmt.valid)}"
-    return [f"{pad}{stmt.buffer}[{place}] = {text_of(stmt.value)}"]
+    return [f"{pad}{stmt.buffer}[{place}{_where(stmt.mask)}] = {text_of(stmt.value)}"]
 
 
 # ---------------------------------------------------------------------------------------------

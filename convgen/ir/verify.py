@@ -17,6 +17,7 @@ from convgen.ir.nodes import (
     Expr,
     For,
     Form,
+    Gather,
     If,
     Index,
     Kernel,
@@ -246,6 +247,7 @@ class _Verifier:
             _want(stmt.value.dtype == dtype, at, dtype, stmt.value.dtype)
             lanes = stmt.value.lanes
             _want(0 <= stmt.valid <= lanes, at, f"0..{lanes} valid lanes", stmt.valid)
+            self._mask(stmt.mask, lanes, scope, at)
 
     # -- expressions ----------------------------------------------------------------------------
 
@@ -259,13 +261,8 @@ class _Verifier:
             self._names(expr.value, scope.integers, where)
         elif isinstance(expr, Load):
             self._load(expr, scope)
-        elif isinstance(expr, VectorLoad):
-            at = f"{where}: load of {expr.buffer}"
-            _want(scope.flat, at, "a Load (this form has no VectorLoad)", "VectorLoad")
-            dtype = self._known(expr.buffer, at).dtype
-            _want(expr.dtype == dtype, at, dtype, expr.dtype)
-            _want(0 <= expr.valid <= expr.lanes, at, f"0..{expr.lanes} valid", expr.valid)
-            self._offset(expr.offset, scope, at)
+        elif isinstance(expr, (VectorLoad, Gather)):
+            self._vector_load(expr, scope)
         elif isinstance(expr, Register):
             known = scope.registers.get(expr.name)
             seen = (expr.dtype, expr.lanes)
@@ -299,6 +296,22 @@ class _Verifier:
                     _want(edge.value.dtype == load.dtype, at, load.dtype, edge.value.dtype)
                     self._expr(edge.value, scope)
 
+    def _vector_load(self, load: VectorLoad | Gather, scope: _Scope) -> None:
+        at = f"{scope.where}: load of {load.buffer}"
+        _want(scope.flat, at, "a Load (this form has no vectors)", type(load).__name__)
+        dtype = self._known(load.buffer, at).dtype
+        _want(load.dtype == dtype, at, dtype, load.dtype)
+        _want(0 <= load.valid <= load.lanes, at, f"0..{load.lanes} valid", load.valid)
+        lanes = load.lanes if isinstance(load, Gather) else 1
+        self._offset(load.offset, scope, at, lanes)
+        self._mask(load.mask, load.lanes, scope, at)
+
+    def _mask(self, mask: Expr | None, lanes: int, scope: _Scope, where: str) -> None:
+        if mask is not None:
+            self._expr(mask, scope)
+            kind = (mask.dtype, mask.lanes)
+            _want(kind == (bool_, lanes) and lanes > 1, f"{where}: mask", (bool_, lanes), kind)
+
     def _reduced(self, expr: Reduced, scope: _Scope) -> None:
         at = f"{scope.where}: result {expr.reduce}.{expr.item}"
         _want(expr.reduce < len(scope.reduces), at, f"below {len(scope.reduces)}", expr.reduce)
@@ -323,10 +336,10 @@ class _Verifier:
         unknown = value.names() - known
         _want(not unknown, f"{where}: {value}", f"names among {sorted(known)}", sorted(unknown))
 
-    def _offset(self, offset: Expr, scope: _Scope, where: str) -> None:
+    def _offset(self, offset: Expr, scope: _Scope, where: str, lanes: int = 1) -> None:
         self._expr(offset, scope)
         kind = (offset.dtype, offset.lanes)
-        _want(kind == (i64, 1), f"{where}: offset", "an i64 of 1 lane", kind)
+        _want(kind == (i64, lanes), f"{where}: offset", f"an i64, lanes {lanes}", kind)
 
     def _known(self, name: str, where: str) -> Buffer:
         _want(name in self.buffers, where, f"one of {sorted(self.buffers)}", name)

@@ -25,7 +25,8 @@ def interpret(
 ) -> dict[str, Any]:
     """The outputs of a kernel, as numpy arrays in their logical shapes.
 
-    arrays: input name -> array in the logical shape (converted to the buffer's dtype). seed: cut
+    arrays: input name -> array in the logical shape (converted to the buffer's dtype); an output
+    given here starts with that value (a state updated in place). seed: cut
     the tasks of FLAT phases into random runs of at least `grain` tasks, run in random order; None
     runs all of a phase in one call. temporaries=True returns every buffer that is not an input or
     a constant.

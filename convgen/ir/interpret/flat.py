@@ -17,6 +17,7 @@ from convgen.ir.nodes import (
     Const,
     Expr,
     For,
+    Gather,
     If,
     Index,
     Lane,
@@ -116,17 +117,16 @@ class FlatRun:
         name, valid, memory = stmt.buffer, stmt.valid, self.memory
         kind = numpy_dtype(self._buffer_dtype(name))
         scalar = stmt.value.lanes == 1 and valid == 1
+        mask = self._mask(stmt.mask, valid, known, variables)
 
         def run() -> None:
             array, new = memory.arrays[name], np.asarray(value())
             if new.dtype != kind:
                 raise self._fail(f"store to {name}: wanted {kind}, saw {new.dtype}")
-            start = int(offset())
-            self._check(name, start, places, len(array), "store to")
-            if scalar:
-                array[start] = new.reshape(-1)[0]
-            else:
-                array[start + places] = new[:valid]
+            at = int(offset()) + places
+            chosen = mask()
+            self._check(name, at[chosen], len(array), "store to")
+            array[at[chosen]] = new if scalar else new[:valid][chosen]
 
         return run
 
@@ -135,10 +135,17 @@ class FlatRun:
             raise self._fail(f"no buffer is named {name!r}")
         return self.memory.buffers[name].dtype
 
-    def _check(self, name: str, start: int, places: Any, size: int, what: str) -> None:
-        if not len(places):
+    def _mask(self, mask: Expr | None, valid: int, known: set[str], variables: set[str]) -> Get:
+        """The valid lanes that are touched, as something to index them with."""
+        if mask is None:
+            return lambda: slice(None)
+        get = self._expr(mask, known, variables)
+        return lambda: get()[:valid]
+
+    def _check(self, name: str, offsets: Any, size: int, what: str) -> None:
+        if not len(offsets):
             return
-        low, high = start + int(places.min()), start + int(places.max())
+        low, high = int(offsets.min()), int(offsets.max())
         if low < 0 or high >= size:
             where = ", ".join(f"{n}={v}" for n, v in self.integers.items())
             raise self._fail(
@@ -178,8 +185,9 @@ class FlatRun:
                 return lambda: np.int64(number())
             ramp = np.arange(expr.lanes, dtype=np.int64) * expr.stride
             return lambda: number() + ramp
-        if isinstance(expr, VectorLoad):
-            return self._load(expr, self._expr(expr.offset, known, variables))
+        if isinstance(expr, (VectorLoad, Gather)):
+            offset = self._expr(expr.offset, known, variables)
+            return self._load(expr, offset, self._mask(expr.mask, expr.valid, known, variables))
         if isinstance(expr, Broadcast):
             inner, lanes = self._expr(expr.value, known, variables), expr.lanes
             return lambda: np.full(lanes, inner())
@@ -195,21 +203,22 @@ class FlatRun:
             return lambda: yes() if condition() else no()
         return lambda: apply(name, [a() for a in args], dtype)
 
-    def _load(self, load: VectorLoad, offset: Get) -> Get:
+    def _load(self, load: VectorLoad | Gather, offset: Get, mask: Get) -> Get:
         name, memory = load.buffer, self.memory
         if self._buffer_dtype(name) != load.dtype:
             raise self._fail(f"load of {name}: wanted {self._buffer_dtype(name)}, saw {load.dtype}")
-        places = np.arange(load.valid, dtype=np.int64) * load.stride
+        stride = load.stride if isinstance(load, VectorLoad) else 0
+        places = np.arange(load.valid, dtype=np.int64) * stride
         kind, lanes, valid = numpy_dtype(load.dtype), load.lanes, load.valid
 
         def get() -> Value:
-            array, start = memory.arrays[name], int(offset())
-            self._check(name, start, places, len(array), "load of")
-            if lanes == 1:
-                return array[start] if valid else kind.type(0)
+            array, start = memory.arrays[name], offset()
+            at = (start if np.ndim(start) == 0 else start[:valid]) + places
+            chosen = mask()
+            self._check(name, at[chosen], len(array), "load of")
             found = np.zeros(lanes, kind)
-            found[:valid] = array[start + places]
-            return found
+            found[:valid][chosen] = array[at[chosen]]
+            return found if lanes > 1 else found[0]
 
         return get
 

@@ -40,7 +40,7 @@ class Memory:
         self.buffers = {b.name: b for b in kernel.buffers}
         self.arrays: dict[str, Any] = {}
         for buffer in kernel.buffers:
-            if buffer.role == "input":
+            if buffer.role == "input" or (buffer.role == "output" and buffer.name in arrays):
                 self.arrays[buffer.name] = pack(buffer, _given(buffer, arrays))
             elif buffer.role == "constant":
                 values = np.array(buffer.values, numpy_dtype(buffer.dtype))

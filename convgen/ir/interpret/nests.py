@@ -1,4 +1,4 @@
-"""Running nests by their definition: all output points of a tile at once, reduce points in order."""
+"""Running nests by their definition: the points of a tile at once, reduce points in order."""
 
 from __future__ import annotations
 
