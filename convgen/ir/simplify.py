@@ -130,7 +130,7 @@ def _join_digits(value: Affine) -> Affine:
             quotient = whole + rest // atom.divisor
             joined = value - Affine.of(atom) * coefficient
             candidate = joined - quotient * (coefficient * atom.divisor) + atom.value * coefficient
-            if len(candidate.terms) < len(value.terms) and not _more_atoms(candidate, value):
+            if not _more_atoms(candidate, value):
                 return _join_digits(candidate)
     return value
 
