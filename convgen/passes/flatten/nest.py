@@ -19,6 +19,7 @@ from convgen.ir.nodes import (
     Store,
     StoreNode,
 )
+from convgen.ir.simplify import simplify_affine
 from convgen.ir.visit import walk as walk_nodes
 from convgen.passes.flatten.edges import FOLDING, Elements, edge_limits
 from convgen.passes.flatten.emitter import Emitter
@@ -215,9 +216,8 @@ class NestWriter:
         """One store for each lane, where neighbours have no fixed distance."""
         scalar = replace(place.scope, lanes=1, valid=1)
         for lane in range(place.scope.valid):
-            where = self.values.integer(
-                self.values.resolve(offset.substitute({LANE: lane}), scalar), scalar
-            )
+            place_of = simplify_affine(offset.substitute({LANE: lane}), scalar.ranges)
+            where = self.values.integer(place_of, scalar)
             element = self.emitter.share(Lane(value, lane))
             test = self.emitter.share(Lane(place.mask, lane)) if place.mask is not None else None
             with self.emitter.when(test):

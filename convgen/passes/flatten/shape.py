@@ -47,7 +47,7 @@ def expands(loop: Loop) -> bool:
 
 def plan_of(nest: Nest, target: Target, buffers: Mapping[str, Buffer], note: Note) -> Plan:
     """Sort the loops of a nest; loops that would make too much code run instead (noted)."""
-    nest = _serial_where_attached(nest, note)
+    nest = _serial_covers(_serial_where_attached(_true_extents(nest), note))
     lanes = target.lanes(vector_dtype(nest, buffers))
     nest = _within_budget(nest, lanes, note)
     first = first_reduce_loop(nest)
@@ -161,6 +161,29 @@ def _serial_where_attached(nest: Nest, note: Note) -> Nest:
     return nest
 
 
+def _true_extents(nest: Nest) -> Nest:
+    """The inner loop of a cover has the size of the largest segment."""
+    for cover in nest.loops:
+        if cover.segments:
+            size = max((s.size for s in cover.segments if s.count), default=0)
+            nest = _changed(nest, replace(nest.loop(cover.inner), extent=size))
+    return nest
+
+
+def _serial_covers(nest: Nest) -> Nest:
+    """The outer loop of a cover whose inner loop runs runs too, segment after segment."""
+    for cover in nest.loops:
+        if cover.segments and expands(cover) and not expands(nest.loop(cover.inner)):
+            nest = replace(
+                nest,
+                loops=tuple(
+                    replace(one, kind=LoopKind.SERIAL) if one is cover else one
+                    for one in nest.loops
+                ),
+            )
+    return nest
+
+
 def _within_budget(nest: Nest, lanes: int, note: Note) -> Nest:
     """Expanded loops become loops, outermost reduce loops first, until the code is small enough."""
     while statements(nest, lanes) > MOST_STATEMENTS:
@@ -171,7 +194,7 @@ def _within_budget(nest: Nest, lanes: int, note: Note) -> Nest:
             f"{nest.name}: {loop.name} runs as a loop; unrolled the tile would have about "
             f"{statements(nest, lanes)} statements, more than {MOST_STATEMENTS}"
         )
-        nest = _changed(nest, replace(loop, kind=LoopKind.SERIAL, steps=1))
+        nest = _serial_covers(_changed(nest, replace(loop, kind=LoopKind.SERIAL, steps=1)))
     return nest
 
 
@@ -197,6 +220,6 @@ def _changed(nest: Nest, loop: Loop) -> Nest:
     first = first_reduce_loop(nest)
     place = next(i for i, one in enumerate(loops) if one.name == loop.name)
     reduces = nest.reduces
-    if loop.reduce is None and place > first:
+    if loop.reduce is None and place > first and not expands(loop):
         reduces = tuple(replace(r, carried=False) for r in reduces)
     return replace(nest, loops=loops, reduces=reduces)
