@@ -1,0 +1,169 @@
+"""The command line: parse, call, print. Each command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from convgen.errors import ConvgenError, InternalError
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON value instead.")
+
+
+def _example(text: str) -> str:
+    """An epilogue that shows one call, unwrapped."""
+    return f"\b\nExample:\n  {text}"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="convgen")
+def cli() -> None:
+    """Write a layer as a formula; get its gradients, native kernels and networks that train."""
+
+
+@cli.command(epilog=_example("CONVGEN_DEBUG=2 convgen knobs"))
+@_JSON
+def knobs(as_json: bool) -> None:
+    """Show the environment variables, their values and what they do."""
+    from dataclasses import asdict
+
+    from convgen import knobs as declared
+
+    found = declared.rows()
+    if as_json:
+        click.echo(json.dumps([asdict(row) for row in found], indent=1))
+        return
+    table = [(r.variable, r.value or "-", r.source, r.accepts, r.sentence) for r in found]
+    _print_table(("variable", "value", "from", "accepts", "meaning"), table)
+
+
+@cli.group()
+def bench() -> None:
+    """Measure this machine and the kernels convgen makes for it."""
+
+
+@bench.command(epilog=_example("convgen bench peak --threads 2"))
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--dtype", type=click.Choice(["f32", "f64"]), default="f32", show_default=True)
+@click.option("--seconds", type=click.FloatRange(0.05), default=0.5, show_default=True)
+@_JSON
+def peak(threads: int, dtype: str, seconds: float, as_json: bool) -> None:
+    """Measure the rate of multiply-adds this machine reaches."""
+    from dataclasses import asdict
+
+    from convgen.bench.peak import measure_peak
+    from convgen.types import dtype_of
+
+    found = measure_peak(threads, dtype_of(dtype), seconds)
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+        return
+    click.echo(
+        f"{found.gflops:.1f} GFLOP/s in {found.dtype} on {threads} thread{'s'[: threads > 1]}: "
+        f"{found.chains} chains of {found.lanes} lanes, {found.target}, {found.cpu}"
+    )
+
+
+@bench.command(epilog=_example("convgen bench conv --case vgg3_2 --pass forward --against torch"))
+@click.option("--case", "names", multiple=True, help="A case by name, or all. Repeatable.")
+@click.option(
+    "--pass",
+    "passes",
+    multiple=True,
+    type=click.Choice(["forward", "input", "weights"]),
+    help="forward, or the gradient to the input or to the weights. Repeatable; default all.",
+)
+@click.option(
+    "--layout",
+    "layouts",
+    multiple=True,
+    type=click.Choice(["nhwc", "nchw"]),
+    help="Layout of the caller's arrays. Repeatable; default nhwc.",
+)
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--dtype", type=click.Choice(["f32", "f64"]), default="f32", show_default=True)
+@click.option("--against", multiple=True, type=click.Choice(["torch"]), help="A peer. Repeatable.")
+@click.option("--seconds", type=click.FloatRange(0.05), default=1.0, help="Time for each kernel.")
+@click.option("--json", "file", type=click.Path(path_type=Path), help="Write rows to this file.")
+def conv(
+    names: tuple[str, ...],
+    passes: tuple[str, ...],
+    layouts: tuple[str, ...],
+    threads: int,
+    dtype: str,
+    against: tuple[str, ...],
+    seconds: float,
+    file: Path | None,
+) -> None:
+    """Measure convolution kernels of well-known networks against the peak and against peers."""
+    from convgen.bench import cases
+    from convgen.bench import conv as kernels
+    from convgen.types import dtype_of
+
+    chosen = cases.cases(names)
+    columns = ["case", "pass", "layout", "threads", "prepared", "GFLOP/s", "of peak", "ms"]
+    columns += ["min..max", "peer", "peer GFLOP/s", "ratio"]
+    rows: list[Any] = []
+    click.echo("  ".join(f"{c:>{_WIDTHS[i]}}" for i, c in enumerate(columns)))
+    measured = kernels.measure(
+        chosen,
+        passes or cases.PASSES,
+        layouts or ("nhwc",),
+        threads=threads,
+        dtype=dtype_of(dtype),
+        against=against,
+        seconds=seconds,
+    )
+    for row in measured:
+        rows.append(row)
+        click.echo("  ".join(f"{c:>{_WIDTHS[i]}}" for i, c in enumerate(_cells(row))))
+    means = kernels.geometric_means(rows)
+    for name, mean in means.items():
+        click.echo(f"geometric mean of the ratio, {name}: {mean:.2f}")
+    if file is not None:
+        text = {"rows": [row.as_json() for row in rows], "geometric_means": means}
+        file.write_text(json.dumps(text, indent=1) + "\n")
+        click.echo(f"wrote {file}")
+
+
+_WIDTHS = (9, 7, 6, 7, 8, 8, 7, 8, 15, 10, 12, 5)
+
+
+def _cells(row: Any) -> list[str]:
+    spread = f"{row.milliseconds_min:.3f}..{row.milliseconds_max:.3f}"
+    cells = [row.case, row.which, row.layout, str(row.threads), "yes" if row.prepared else "no"]
+    cells += [f"{row.gflops:.1f}", f"{row.share_of_peak:.1%}", f"{row.milliseconds:.3f}", spread]
+    if row.peer is None:
+        return [*cells, "-", "-", "-"]
+    return [*cells, row.peer, f"{row.peer_gflops:.1f}", f"{row.ratio:.2f}"]
+
+
+def _print_table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*head, box=box.SIMPLE)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def main() -> None:
+    """Run the command line; an error of convgen's is one line on standard error and status 1."""
+    try:
+        cli()
+    except InternalError:
+        raise
+    except ConvgenError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
