@@ -9,9 +9,10 @@ import math
 
 from convgen.affine import Affine
 from convgen.ir.layout import flat_offset
-from convgen.ir.nodes import Buffer, Load, Loop, LoopKind, Nest
+from convgen.ir.nodes import Buffer, Kernel, Load, Loop, LoopKind, Nest
 from convgen.ir.regions import loop_extent, loop_ranges
 from convgen.ir.visit import loads
+from convgen.types import DType, f32
 
 
 def loads_of(nest: Nest) -> list[Load]:
@@ -105,3 +106,13 @@ def tile_vectors(nest: Nest, lanes: int) -> tuple[int, int]:
             count = along = vector_count(count, lanes)
         total *= count
     return total, along
+
+
+def vector_dtype(nest: Nest, kernel: Kernel) -> DType:
+    """The type whose vectors fill registers: the widest float that the nest touches, else the
+    widest type."""
+    found = [kernel.buffer(load.buffer).dtype for load in loads_of(nest)]
+    found += [kernel.buffer(s.buffer).dtype for s in nest.stores]
+    found += [d for r in nest.reduces for d in r.combiner.dtypes if d.is_float]
+    floats = [d for d in found if d.is_float]
+    return max(floats or found, key=lambda d: d.bits, default=f32)

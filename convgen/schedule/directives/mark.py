@@ -179,7 +179,7 @@ class Parallel(Directive):
     before   for n < 2                    after   parallel n < 2
                for k_out < 4                        parallel k_out < 4      8 tasks
 
-    Legal: output loops, outermost, named in their order; not the loops of a cover or peel.
+    Legal: output loops, outermost, named in their order; of a cover or peel the outer loop.
     Elsewhere: parallel (Halide, TVM), parallel for collapse(n) (OpenMP).
     """
 
@@ -200,11 +200,11 @@ class Parallel(Directive):
                     got=name,
                 )
             _check_unmarked(self, nest, loop)
-            if loop.segments or segment_owner(nest, name):
+            if segment_owner(nest, name):
                 self.refuse(
                     nest,
-                    f"{name} belongs to a cover or peel, its tasks would differ",
-                    expected="plain loops",
+                    f"{name} has another extent in each segment",
+                    expected="the outer loop of a cover or peel",
                     got=name,
                 )
         first = [loop.name for loop in nest.loops][: len(self.axes)]

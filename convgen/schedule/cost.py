@@ -1,0 +1,354 @@
+"""What a candidate costs, in cycles of one core: closed form, no clocks.
+
+score = max(multiply-add cycles, load cycles, latency, bytes from the caches) per tile and reduce
+iteration, times their number, plus stores and packing. The constants are tabled per CPU model; a
+model without a row gets the default.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from convgen.ir.nodes import Kernel, Load, Nest, Op
+from convgen.ir.layout import size_in_elements
+from convgen.ir.visit import loads, walk
+from convgen.schedule.access import in_loops, loads_of, stride_of, vector_dtype
+from convgen.schedule.directives.split import best_cover
+from convgen.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Constants of a CPU, for one core.
+
+    fma_rate    vector operations per cycle         load_rate  vector loads per cycle
+    latency     cycles of a dependent multiply-add  gather     cycles per gathered element
+    l2, l3, memory   bytes per cycle from each level
+    scatter     cycles per element stored or copied with a step
+    copy        cycles per element copied in order
+    """
+
+    fma_rate: float = 2.0
+    load_rate: float = 2.0
+    latency: float = 4.0
+    gather: float = 1.5
+    l2: float = 32.0
+    l3: float = 14.0
+    memory: float = 6.0
+    scatter: float = 1.5
+    copy: float = 0.3
+
+
+OVERLAP = 0.05  # share of the hidden work that still shows
+
+# First word that occurs in the model's own name for itself decides.
+MACHINES: dict[str, Machine] = {
+    "EPYC": Machine(l2=32.0, l3=24.0, memory=10.0),
+    "Ryzen": Machine(l2=32.0, l3=24.0, memory=10.0),
+    "Xeon": Machine(l2=48.0, l3=10.0, memory=5.0),
+    "Neoverse": Machine(fma_rate=4.0, load_rate=3.0, l2=32.0),
+}
+DEFAULT_MACHINE = Machine()
+
+
+def machine_of(target: Target) -> Machine:
+    """The row of the table for a target, or the default row."""
+    for word, machine in MACHINES.items():
+        if word in target.cpu_model:
+            return machine
+    return DEFAULT_MACHINE
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A load of a nest. strides: elements along each loop that it depends on (None: not constant);
+    edged: loops that move it in a dimension with an edge; body: it stands in a reduce."""
+
+    load: Load
+    strides: dict[str, int | None]
+    edged: frozenset[str]
+    omits: bool
+    elements: int
+    bytes: int
+    body: bool
+    packable: bool
+    hoistable: bool
+
+    @property
+    def is_edged(self) -> bool:
+        return bool(self.edged)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the score of a candidate needs to know of a nest."""
+
+    nest: Nest
+    operands: tuple[Operand, ...]
+    lanes: int
+    registers: int
+    states: int
+    operations: float
+    epilogue: float
+    store_strides: tuple[dict[str, int | None], ...]
+    outputs: dict[str, int]
+    reduces: dict[str, int]
+    l1: int
+    l2: int
+    l3: int
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A choice: the vector loop ("" for none) and how much of it a tile takes; the other loops of
+    the tile with the sizes that cover them; the buffers to pack."""
+
+    vector: str = ""
+    width: int = 1
+    tile: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    packs: frozenset[str] = frozenset()
+    cycles: float = math.inf
+
+
+def facts_of(nest: Nest, kernel: Kernel, target: Target) -> Facts:
+    """Read the facts off a nest whose loops are whole axes (or fused ones)."""
+    lanes = max(1, target.lanes(vector_dtype(nest, kernel)))
+    inside = {load for r in nest.reduces for load in loads(r.body)}
+    written = {s.buffer for s in nest.stores}
+    outputs = {o.name: o.extent for o in nest.loops if o.reduce is None}
+    reduces = {o.name: o.extent for o in nest.loops if o.reduce is not None}
+    operands = tuple(
+        _operand(load, nest, kernel, load in inside, written) for load in loads_of(nest)
+    )
+    operations = sum(
+        max(1, sum(isinstance(e, Op) for e in walk(r.body)))
+        + 2 * (len(r.combiner.dtypes) - 1)
+        + 4 * sum(e.name in ("exp", "log", "tanh", "pow") for e in walk(r.body) if isinstance(e, Op))
+        for r in nest.reduces
+    )
+    epilogue = sum(isinstance(e, Op) for s in nest.stores for e in walk(s.value))
+    return Facts(
+        nest=nest,
+        operands=operands,
+        lanes=lanes,
+        registers=target.vector_registers - 2,
+        states=max((len(r.combiner.dtypes) for r in nest.reduces), default=0),
+        operations=float(operations),
+        epilogue=float(epilogue),
+        store_strides=tuple(
+            {o: stride_of(kernel.buffer(s.buffer), s.index, nest, o) for o in outputs}
+            for s in nest.stores
+        ),
+        outputs=outputs,
+        reduces=reduces,
+        l1=target.l1,
+        l2=target.l2,
+        l3=target.l3,
+    )
+
+
+def _operand(load: Load, nest: Nest, kernel: Kernel, body: bool, written: set[str]) -> Operand:
+    buffer = kernel.buffer(load.buffer)
+    strides: dict[str, int | None] = {}
+    edged: set[str] = set()
+    for index, edge in zip(load.index, load.edges, strict=True):
+        names = in_loops(nest, index).names()
+        for name in names:
+            strides[name] = stride_of(buffer, load.index, nest, name)
+        if edge is not None and edge.kind != "omit":
+            edged |= names
+    same = [o for o in loads_of(nest) if o.buffer == load.buffer]
+    first = next((o.name for o in nest.loops if o.reduce is None), "")
+    packable = (
+        load.buffer not in written
+        and buffer.role not in ("packed", "scratch", "constant")
+        and all(o.edges == load.edges for o in same)
+        and not any(e and e.value is not None for e in load.edges)
+    )
+    return Operand(
+        load=load,
+        strides=strides,
+        edged=frozenset(edged),
+        omits=any(e is not None and e.kind == "omit" for e in load.edges),
+        elements=size_in_elements(buffer),
+        bytes=buffer.dtype.bytes,
+        body=body,
+        packable=packable,
+        hoistable=buffer.role == "input" and not edged and first not in strides,
+    )
+
+
+def chunks_of(extent: int, width: int) -> list[int]:
+    """The sizes of the tiles along the vector loop, the rest last."""
+    whole, rest = divmod(extent, width)
+    return [width] * whole + [rest] * bool(rest)
+
+
+def score(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
+    """The candidate with its packs chosen and its cycles."""
+    if candidate.vector in facts.reduces:
+        return _score_reduce(facts, candidate, machine)
+    lanes = facts.lanes if candidate.vector else 1
+    sizes = {name: cover for name, cover in candidate.tile}
+    tiles = 1
+    height = 1.0
+    for name, cover in candidate.tile:
+        count = _tile_count(facts.outputs[name], cover)
+        tiles *= count
+        height *= facts.outputs[name] / count
+    if candidate.vector:
+        chunks = chunks_of(facts.outputs[candidate.vector], candidate.width)
+    else:
+        chunks = [1]
+    rest = math.prod(
+        e for n, e in facts.outputs.items() if n != candidate.vector and n not in sizes
+    )
+    iterations = math.prod(facts.reduces.values())
+    outer = tiles * rest
+    packs: set[str] = set()
+    packing = 0.0
+    cycles = 0.0
+    for pack in (False, True):
+        packs = _wanted_packs(facts, candidate) if pack else set()
+        if pack and not packs:
+            break
+        packing = sum(_pack_cycles(o, candidate, machine) for o in _first_of(facts, packs))
+        total = packing
+        for width in sorted(set(chunks)):
+            vectors = -(-width // lanes)
+            inner = _tile_cycles(facts, candidate, height, vectors, packs, machine)
+            once = _store_cycles(facts, candidate, height, width, vectors, machine)
+            total += outer * chunks.count(width) * (iterations * inner + once + 12)
+        if not pack or total < cycles:
+            cycles, kept = total, frozenset(packs)
+    return Candidate(candidate.vector, candidate.width, candidate.tile, kept, cycles)
+
+
+def _tile_count(extent: int, cover: tuple[int, ...]) -> int:
+    return max(1, -(-extent // max(cover)))
+
+
+def _first_of(facts: Facts, packs: set[str]) -> list[Operand]:
+    """One operand for each packed buffer."""
+    found: dict[str, Operand] = {}
+    for operand in facts.operands:
+        if operand.load.buffer in packs:
+            found.setdefault(operand.load.buffer, operand)
+    return list(found.values())
+
+
+def _wanted_packs(facts: Facts, candidate: Candidate) -> set[str]:
+    """Buffers whose loads meet edges or are strided along the vector loop."""
+    found: set[str] = set()
+    for operand in facts.operands:
+        stride = operand.strides.get(candidate.vector, 0)
+        if operand.body and operand.packable and (stride not in (0, 1) or operand.edged):
+            found.add(operand.load.buffer)
+    return found
+
+
+def _pack_cycles(operand: Operand, candidate: Candidate, machine: Machine) -> float:
+    strided = operand.strides.get(candidate.vector, 0) not in (0, 1)
+    rate = machine.scatter if strided else machine.copy
+    share = 0.1 if operand.hoistable else 1.0
+    return operand.elements * rate * share + 200
+
+
+def _tile_cycles(
+    facts: Facts,
+    candidate: Candidate,
+    height: float,
+    vectors: int,
+    packs: set[str],
+    machine: Machine,
+) -> float:
+    """Cycles of one reduce iteration of one tile."""
+    if not facts.reduces:
+        return 0.0
+    work = height * vectors * facts.operations
+    fetched = 0.0
+    streamed = 0.0
+    tile = {name for name, _ in candidate.tile}
+    for operand in facts.operands:
+        if not operand.body:
+            continue
+        packed = operand.load.buffer in packs
+        along = [operand.strides[name] for name in tile & operand.strides.keys()]
+        times = height if along else 1.0
+        if any(step != 1 for step in along):
+            times *= 1.05  # each element in a line of its own
+        stride = operand.strides.get(candidate.vector, 0)
+        if candidate.vector in operand.strides:
+            times *= vectors
+            if stride != 1 and not packed:
+                fetched += times * facts.lanes * machine.gather
+            streamed += vectors * facts.lanes * operand.bytes / _bandwidth(facts, operand, machine)
+        fetched += times
+        if (operand.edged and not packed) or operand.omits:
+            work += 3 * times
+    latency = machine.latency * facts.states if facts.states else 0.0
+    parts = (work / machine.fma_rate, fetched / machine.load_rate, latency, streamed)
+    return max(parts) + OVERLAP * sum(parts) + 0.5  # what is hidden is not quite free
+
+
+def _bandwidth(facts: Facts, operand: Operand, machine: Machine) -> float:
+    size = operand.elements * operand.bytes
+    if size <= facts.l2:
+        return 2 * machine.l2
+    return machine.l2 if size <= 8 * facts.l2 else machine.l3
+
+
+def _store_cycles(
+    facts: Facts,
+    candidate: Candidate,
+    height: float,
+    width: int,
+    vectors: int,
+    machine: Machine,
+) -> float:
+    """Cycles of the stores of one tile, with what they read and compute."""
+    total = height * vectors * facts.epilogue / machine.fma_rate
+    for strides in facts.store_strides:
+        along = strides.get(candidate.vector, 0) if candidate.vector else 1
+        total += height * (vectors if along == 1 else width * machine.scatter)
+    for operand in facts.operands:
+        if operand.body:
+            continue
+        stride = operand.strides.get(candidate.vector, 0)
+        total += height * (vectors if stride in (0, 1) else width * machine.gather)
+        if operand.edged or operand.omits:
+            total += 3 * height * vectors
+    return total
+
+
+def _score_reduce(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
+    """A vector loop that is reduced: lanes are partial results, joined at the end."""
+    extent = facts.reduces[candidate.vector]
+    vectors = sum(-(-c // facts.lanes) for c in chunks_of(extent, candidate.width))
+    rest = math.prod(facts.reduces.values()) // max(1, extent)
+    fetched = work = 0.0
+    for operand in facts.operands:
+        if operand.body:
+            strided = operand.strides.get(candidate.vector, 0) not in (0, 1)
+            fetched += 1 + strided * facts.lanes * machine.gather
+            work += 3.0 * bool(operand.edged or operand.omits)
+    each = max((facts.operations + work) / machine.fma_rate, fetched / machine.load_rate)
+    waiting = machine.latency * facts.states * -(-vectors // -(-candidate.width // facts.lanes))
+    joined = 3.0 * facts.lanes * facts.states + 10
+    outputs = math.prod(facts.outputs.values())
+    cycles = outputs * (rest * max(vectors * each, waiting) + joined + facts.epilogue + 2)
+    return Candidate(candidate.vector, candidate.width, (), frozenset(), cycles)
+
+
+def heights(extent: int, largest: int) -> list[tuple[int, ...]]:
+    """Covers of an extent by tiles of at most `largest`, the largest first.
+
+    >>> heights(19, 14)
+    [(10, 9), (7, 6)]
+    """
+    found: dict[tuple[int, ...], None] = {}
+    for limit in (largest, largest // 2):
+        if limit >= 1:
+            found[best_cover(extent, limit)] = None
+    return list(found)

@@ -1,0 +1,418 @@
+"""Default schedules: from the structure of a nest to directives.
+
+One recipe serves everything that reduces, from matrix products to window maxima: pick a vector
+loop, a register tile and the operands to pack by the cost model; cover the tile's loops exactly;
+order the loops; hold the states in registers; parallelize outer loops. Nests without reduces are
+maps: fuse what is contiguous, vectorize, parallelize. Nothing here knows a layer by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from convgen.errors import ScheduleError
+from convgen.ir.nodes import Index, Kernel, Loop, LoopKind, Nest
+from convgen.ir.visit import walk
+from convgen.schedule.access import in_loops, loads_of, offset_of, outer_loops, tile_loops, trips
+from convgen.schedule.cost import (
+    Candidate,
+    Facts,
+    Machine,
+    chunks_of,
+    facts_of,
+    heights,
+    machine_of,
+    score,
+)
+from convgen.schedule.directives import (
+    Directive,
+    carry,
+    cover,
+    fuse,
+    pack,
+    parallel,
+    reorder,
+    rfactor,
+    split,
+    unroll,
+    vectorize,
+)
+from convgen.schedule.directives.base import find_nest
+from convgen.schedule.directives.mark import registers_needed
+from convgen.schedule.directives.split import exact_cover
+from convgen.schedule.schedule import Schedule
+from convgen.target import Target
+
+# Vectors along the vector loop that a tile may take.
+VECTORS = (1, 2, 3, 4, 6, 8)
+# Statements that the unrolled reduce loops of one tile may have.
+UNROLLED = 160
+# Tasks beyond which no further loop is made parallel.
+TASKS = 128
+
+
+def default_schedule(kernel: Kernel, target: Target) -> Schedule:
+    """A legal schedule for every nest of a kernel (form NEST), by the cost model of the target.
+
+    The choice depends on the kernel, the target and tabled constants only. Notes say where a fast
+    road was left, with the reason.
+    """
+    schedule = Schedule()
+    names = [nest.name for nest in kernel.nests()]
+    for name in names:
+        recipe = _Recipe(kernel, target, name if len(names) > 1 else "")
+        recipe.run()
+        kernel = recipe.kernel
+        schedule = schedule + Schedule(tuple(recipe.directives), tuple(recipe.notes))
+    return schedule
+
+
+def choose(nest: Nest, kernel: Kernel, target: Target) -> Candidate:
+    """The cheapest candidate for a nest."""
+    facts = facts_of(nest, kernel, target)
+    machine = machine_of(target)
+    scored = [score(facts, c, machine) for c in candidates(facts)]
+    return min(scored, key=lambda c: c.cycles)
+
+
+def candidates(facts: Facts) -> Iterator[Candidate]:
+    """What is worth scoring: every output loop as vector loop with some widths, every other output
+    loop (and a second one, where the first is short) as the height of the tile; contiguous reduce
+    loops as vector loops; no vector at all."""
+    yield Candidate()
+    for vector, extent in facts.outputs.items():
+        if extent == 1:
+            continue
+        for vectors in VECTORS:
+            width = min(extent, vectors * facts.lanes)
+            if facts.reduces and vectors > 1 and vectors * (facts.states + 1) > facts.registers:
+                break
+            yield from _with_tiles(facts, vector, width)
+            if width == extent:
+                break
+    combiners = [r.combiner for r in facts.nest.reduces]
+    if len(combiners) == 1 and combiners[0].associative and combiners[0].commutative:
+        for vector, extent in facts.reduces.items():
+            if extent > 1:
+                yield Candidate(vector, min(extent, 4 * facts.lanes))
+
+
+def _with_tiles(facts: Facts, vector: str, width: int) -> Iterator[Candidate]:
+    yield Candidate(vector, width)
+    if not facts.reduces:
+        return
+    vectors = -(-width // facts.lanes)
+    room = (facts.registers - vectors) // (vectors * max(1, facts.states))
+    if room < 2:
+        return
+    others = {n: e for n, e in facts.outputs.items() if n != vector and e > 1}
+    for name, extent in others.items():
+        for sizes in heights(extent, room):
+            yield Candidate(vector, width, ((name, sizes),))
+        if 2 * extent <= room:
+            for second, length in others.items():
+                if second != name:
+                    for sizes in heights(length, room // extent):
+                        yield Candidate(vector, width, ((second, sizes), (name, (extent,))))
+
+
+@dataclass
+class _Recipe:
+    """Builds the schedule of one nest, applying each directive as it is chosen."""
+
+    kernel: Kernel
+    target: Target
+    name: str
+    directives: list[Directive] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def nest(self) -> Nest:
+        return find_nest(carry(nest=self.name), self.kernel)
+
+    def add(self, directive: Directive) -> None:
+        directive = replace(directive, nest=self.name)
+        self.kernel = directive.apply(self.kernel, self.target)
+        self.directives.append(directive)
+
+    def note(self, text: str) -> None:
+        self.notes.append(f"{self.nest.name}: {text}")
+
+    def run(self) -> None:
+        self.fuse_contiguous()
+        chosen = choose(self.nest, self.kernel, self.target)
+        facts = facts_of(self.nest, self.kernel, self.target)
+        if chosen.vector in facts.reduces:
+            self.run_across(chosen, facts)
+        else:
+            self.run_along(chosen, facts)
+        self.parallelize()
+
+    # -- before the choice -----------------------------------------------------------------------
+
+    def fuse_contiguous(self) -> None:
+        """One loop in place of two whose elements follow one another in every operand."""
+        again = True
+        while again:
+            again = False
+            loops = self.nest.loops
+            for outer, inner in zip(loops, loops[1:], strict=False):
+                if self.is_contiguous(outer, inner):
+                    self.add(fuse(outer.name, inner.name))
+                    again = True
+                    break
+
+    def is_contiguous(self, outer: Loop, inner: Loop) -> bool:
+        nest = self.nest
+        if outer.reduce != inner.reduce or min(outer.extent, inner.extent) < 2:
+            return False
+        if outer.reduce is not None and not nest.reduces[outer.reduce].combiner.commutative:
+            return False
+        pair = {outer.name, inner.name}
+        axes = {a for a, v in nest.axes if v.names() & pair}
+        guards = [*nest.guards, *(g for r in nest.reduces for g in r.guards)]
+        if any(g.value.names() & axes for g in guards):
+            return False
+        if any(isinstance(e, Index) and e.value.names() & axes for e in walk(nest)):
+            return False
+        if any(_uses_position(r.combiner) for r in nest.reduces) and outer.reduce is not None:
+            return False
+        places = [(o.buffer, o.index) for o in loads_of(nest)]
+        places += [(s.buffer, s.index) for s in nest.stores]
+        for load in loads_of(nest):
+            for index, edge in zip(load.index, load.edges, strict=True):
+                if edge is not None and index.names() & axes:
+                    return False
+        for buffer, index in places:
+            offset = offset_of(self.kernel.buffer(buffer), index, nest)
+            if pair & offset.hidden_names():
+                return False
+            if offset.coefficient(outer.name) != inner.extent * offset.coefficient(inner.name):
+                return False
+        return True
+
+    # -- a vector loop that is an output ---------------------------------------------------------
+
+    def run_along(self, chosen: Candidate, facts: Facts) -> None:
+        vector = self.cut_vector(chosen, facts)
+        tile: list[str] = []
+        for name, sizes in chosen.tile:
+            extent = facts.outputs[name]
+            if max(sizes) == extent:
+                tile.append(name)
+            elif len(sizes) == 1:
+                self.add(split(name, sizes[0]))
+                tile.append(f"{name}_in")
+            else:
+                self.add(cover(name, *sizes))
+                tile.append(f"{name}_in")
+        self.order(tile, vector)
+        self.pack_operands(chosen, facts, tile, vector)
+        if facts.reduces:
+            for name in tile:
+                self.add(unroll(name))
+        if vector:
+            self.add(vectorize(vector, strided=self.is_strided(vector)))
+        elif facts.outputs:
+            self.note("runs without vectors, which the cost model finds cheapest")
+        if facts.reduces:
+            self.unroll_reduces()
+            self.carry_states()
+
+    def cut_vector(self, chosen: Candidate, facts: Facts) -> str:
+        """The loop to vectorize, cut from its axis."""
+        name = chosen.vector
+        if not name:
+            return ""
+        extent = facts.outputs[name]
+        if chosen.width == extent:
+            return name
+        if extent % chosen.width == 0:
+            self.add(split(name, chosen.width))
+        elif facts.reduces:
+            self.add(split(name, chosen.width, "peel"))
+        else:
+            self.add(split(name, chosen.width, "guard" if self.can_guard(name) else "peel"))
+        return f"{name}_in"
+
+    def can_guard(self, name: str) -> bool:
+        try:
+            split(name, 2, "guard", nest=self.name).check(self.kernel, self.target)
+        except ScheduleError:
+            return False
+        return True
+
+    def order(self, tile: list[str], vector: str) -> None:
+        """Plain outer loops, segmented outer loops, reduce loops, the tile."""
+        nest = self.nest
+        inner = [*tile, *([vector] if vector else [])]
+        owners = {o.inner for o in nest.loops if o.segments}
+        outer = [o for o in nest.loops if o.reduce is None and o.name not in inner]
+        plain = [o.name for o in outer if not o.segments and o.name not in owners]
+        starts = [o.name for o in outer if o.segments]
+        cut = [*starts, *(o.name for o in outer if o.name not in plain and o.name not in starts)]
+        reduces: list[str] = []
+        for number in range(len(nest.reduces)):
+            reduces += self.reduce_order(number, {_axis(name) for name in inner})
+        wanted = [*plain, *cut, *reduces, *inner]
+        if wanted != [o.name for o in nest.loops]:
+            self.add(reorder(*wanted))
+
+    def reduce_order(self, number: int, tile: set[str]) -> list[str]:
+        """Windows over outer loops first, plain loops, then windows over the tile's loops. A
+        window loop shares an index with an output loop that is at least as long."""
+        nest = self.nest
+        names = [o.name for o in nest.loops if o.reduce == number]
+        if not nest.reduces[number].combiner.commutative:
+            return names
+        extents = {o.name: o.extent for o in nest.loops}
+        outputs = {o.name for o in nest.loops if o.reduce is None}
+        whole: dict[str, int] = {}
+        for name in outputs:
+            axis = _axis(name)
+            whole[axis] = whole.get(axis, 1) * extents[name]
+
+        def rank(name: str) -> int:
+            place = 1
+            for load in loads_of(nest):
+                for index in load.index:
+                    found = in_loops(nest, index).names()
+                    if name not in found:
+                        continue
+                    over = {_axis(n) for n in found if _axis(n) in whole}
+                    if over & tile:
+                        return 2
+                    if any(whole[a] >= extents[name] for a in over):
+                        place = 0
+            return place
+
+        return sorted(names, key=rank)
+
+    def pack_operands(
+        self, chosen: Candidate, facts: Facts, tile: list[str], vector: str
+    ) -> None:
+        done: set[str] = set()
+        for operand in facts.operands:
+            name = operand.load.buffer
+            if name not in chosen.packs or name in done:
+                continue
+            done.add(name)
+            loops: list[str] = []
+            last = in_loops(self.nest, operand.load.index[-1]).names()
+            if chosen.vector in operand.strides:
+                loops = [vector]
+            elif any(t in last for t in tile):
+                loops = [next(t for t in tile if t in last)]
+            self.add(pack(name, *loops, hoist=operand.hoistable))
+
+    def is_strided(self, vector: str) -> bool:
+        try:
+            vectorize(vector, nest=self.name).check(self.kernel, self.target)
+        except ScheduleError:
+            return True
+        return False
+
+    # -- a vector loop that is reduced -----------------------------------------------------------
+
+    def run_across(self, chosen: Candidate, facts: Facts) -> None:
+        """Lanes are partial results."""
+        name, extent = chosen.vector, facts.reduces[chosen.vector]
+        vector = name
+        if chosen.width < extent:
+            tail = "exact" if extent % chosen.width == 0 else "guard"
+            if tail == "guard":
+                near = _good_divisor(extent, chosen.width, facts.lanes)
+                if near:
+                    self.add(split(name, near))
+                elif self.can_guard(name):
+                    self.add(split(name, chosen.width, "guard"))
+                else:
+                    self.run_along(Candidate(), facts)
+                    return
+            else:
+                self.add(split(name, chosen.width))
+            vector = f"{name}_in"
+        nest = self.nest
+        rest = [o.name for o in nest.loops if o.name != vector]
+        if [*rest, vector] != [o.name for o in nest.loops]:
+            self.add(reorder(*rest, vector))
+        self.add(rfactor(vector))
+        self.add(vectorize(vector, strided=self.is_strided(vector)))
+        self.carry_states()
+
+    # -- both ------------------------------------------------------------------------------------
+
+    def unroll_reduces(self) -> None:
+        """Unroll the innermost reduce loops while the code stays short."""
+        nest = self.nest
+        lanes = max(1, facts_of(nest, self.kernel, self.target).lanes)
+        size = 1
+        for loop in tile_loops(nest):
+            size *= -(-loop.extent // lanes) if loop.kind is LoopKind.VECTOR else loop.extent
+        numbers = {o.reduce for o in nest.loops if o.reduce is not None}
+        for number in sorted(n for n in numbers if n is not None):
+            copies = size
+            for loop in reversed([o for o in nest.loops if o.reduce == number]):
+                if 0 < loop.extent <= 16 and copies * loop.extent <= UNROLLED:
+                    copies *= loop.extent
+                    if loop.extent > 1:
+                        self.add(unroll(loop.name))
+                    continue
+                steps = next((s for s in (4, 3, 2) if loop.extent % s == 0), 1)
+                if steps > 1 and copies * steps <= UNROLLED // 2 and loop.extent > steps:
+                    self.add(unroll(loop.name, steps))
+                break
+
+    def carry_states(self) -> None:
+        nest = self.nest
+        serial = [o.name for o in tile_loops(nest) if o.kind is LoopKind.SERIAL and o.extent > 1]
+        need, have = registers_needed(nest, self.target), self.target.vector_registers - 2
+        if serial or need > have:
+            reason = (
+                f"{', '.join(serial)} stay loops" if serial else f"{need} vectors of {have} are needed"
+            )
+            self.note(f"the states of the tile are not held in registers, {reason}")
+            return
+        self.add(carry())
+
+    def parallelize(self) -> None:
+        nest = self.nest
+        inner = {o.inner for o in nest.loops if o.segments}
+        names: list[str] = []
+        tasks = 1
+        for loop in outer_loops(nest):
+            plain = loop.kind is LoopKind.SERIAL and loop.name not in inner
+            if not plain or tasks >= TASKS:
+                break
+            names.append(loop.name)
+            tasks *= trips(loop)
+        if tasks > 1:
+            self.add(parallel(*names))
+        else:
+            work = math.prod(o.extent for o in nest.loops)
+            if work > 1 << 16:
+                self.note("runs on one worker, no output loop is outermost")
+
+
+def _axis(name: str) -> str:
+    """The loop that a child of a split or cover was cut from."""
+    for ending in ("_out", "_in", "_base"):
+        name = name.removesuffix(ending)
+    return name
+
+
+def _uses_position(combiner: object) -> bool:
+    lift = getattr(combiner, "lift", ())
+    return any(getattr(e, "name", "") == "p" for part in lift for e in walk(part))
+
+
+def _good_divisor(extent: int, width: int, lanes: int) -> int:
+    """A divisor of an extent that fills vectors well, 0 where there is none."""
+    fits = [d for d in range(lanes, 2 * width + 1) if extent % d == 0]
+    full = [d for d in fits if d >= 0.8 * lanes * -(-d // lanes)]
+    return max(full, default=0)
+
+
+__all__ = ["candidates", "choose", "chunks_of", "default_schedule", "exact_cover", "Machine"]
