@@ -45,9 +45,10 @@ def _positions(tile: Tile, loops: Sequence[Loop], scope: Scope) -> Iterator[Scop
 
 
 def chunks(loop: Loop, lanes: int, scope: Scope) -> Iterator[Scope]:
-    """The vectors that make up a vector loop; the last may be partly valid."""
+    """The vectors that make up a vector loop; the last may be partly valid. Their width is that of
+    the longest segment."""
     extent = extent_of(loop, scope)
-    width = width_of(extent, lanes)
+    width = width_of(loop.extent, lanes)
     for start in range(0, extent, width):
         valid = min(width, extent - start)
         inside = scope.bind(loop.name, Affine.of(LANE) + start if width > 1 else start)

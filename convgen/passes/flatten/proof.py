@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
-from convgen.affine import Affine, Constraint
+from convgen.affine import Affine, Constraint, FloorDiv, Mod
 from convgen.errors import InternalError
 from convgen.ir.layout import size_in_elements
 from convgen.ir.nodes import (
@@ -97,8 +97,25 @@ def _accesses(stmt: Set | Store) -> Iterator[tuple[Affine, str, int]]:
             yield node.offset.value, node.buffer, (node.valid - 1) * node.stride
 
 
+def _bounds(value: Affine, ranges: Ranges) -> tuple[int, int]:
+    """(smallest, largest), also by way of v == d*(v // d) + v % d where v and v // d occur."""
+    low, high = value.bounds(ranges)
+    for atom, coefficient in value.terms:
+        if not isinstance(atom, FloorDiv) or not atom.value.terms:
+            continue
+        first, unit = atom.value.terms[0]
+        times = next((c for a, c in value.terms if a == first), 0) // unit
+        if times:
+            quotient, rest = Affine.of(atom), Affine.of(Mod(atom.value, atom.divisor))
+            other = value - atom.value * times - quotient * coefficient
+            digits = quotient * (coefficient + times * atom.divisor) + rest * times
+            bounds = (other + digits).bounds(ranges)
+            low, high = max(low, bounds[0]), min(high, bounds[1])
+    return low, high
+
+
 def _judge(offset: Affine, buffer: Buffer, reach: int, ranges: Ranges, phase: Phase) -> None:
-    low, high = offset.bounds(ranges)
+    low, high = _bounds(offset, ranges)
     low, high = low + min(reach, 0), high + max(reach, 0)
     if low < 0 or high >= size_in_elements(buffer):
         raise InternalError(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 
-from convgen.affine import Constraint
+from convgen.affine import Affine, Constraint
 from convgen.ir.nodes import (
     Const,
     Expr,
@@ -87,6 +87,7 @@ class Reducing:
                     self._element(position.knowing(scalars), vectors)
 
     def _element(self, scope: Scope, vectors: Conditions) -> None:
+        vectors = (*vectors, *self._foreign_lanes(scope))
         mask = self.values.all_of(self.values.condition(c, scope) for c in vectors)
         place = Place(scope, mask)
         product = self._product()
@@ -99,6 +100,15 @@ class Reducing:
         old = self.states.read(scope)
         with self.emitter.forgetting():
             self.states.write(scope, self._masked(mask, self._combined(old, lifted), old))
+
+    def _foreign_lanes(self, scope: Scope) -> Conditions:
+        """Keeps off the lanes that hold states of a longer segment of a factored loop."""
+        for loop in self.factored:
+            if loop.name == self.tile.vector and scope.lanes > 1:
+                start = scope.values[loop.name].constant
+                if scope.valid < min(scope.lanes, loop.extent - start):
+                    return (Constraint("<=", Affine.of(LANE) - (scope.valid - 1)),)
+        return ()
 
     def _product(self) -> Op | None:
         """The product that the only state component adds up, if it does that."""
