@@ -8,7 +8,7 @@ each side, sqrt'(0) = inf.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sympy
 from sympy import Expr, Function, Integer, Rational, S
@@ -44,6 +44,10 @@ class _Real(Function):
 
     is_real = True
     is_commutative = True
+
+    if TYPE_CHECKING:  # sympy's annotation says that applying a function gives a class
+
+        def __new__(cls, *args: Any, **options: Any) -> Any: ...
 
 
 class _Truth(_Real):
