@@ -7,10 +7,12 @@ Images are [n, c, *spatial]; weights [k, c / groups, *kernel]. Everything is com
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from convgen.symbolic.evaluate import evaluate
 
 _NUMPY_MODE = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
@@ -37,6 +39,13 @@ def error(a: Any, b: Any, magnitude: Any | None = None) -> float:
         scale = max(scale, float(finite.max()) if finite.size else 0.0)
     difference = float(np.abs(got - want).max())
     return difference / scale if scale else (0.0 if difference == 0 else float("inf"))
+
+
+def program_error(program: Any, inputs: Mapping[str, Any], results: Mapping[str, Any]) -> float:
+    """The largest error of a kernel's results (name -> array) against the oracle in float64."""
+    want = evaluate(program, inputs, exact=False)
+    scale = evaluate(program, inputs, exact=False, magnitude=True)
+    return max(error(value, want[name], scale[name]) for name, value in results.items())
 
 
 def _floats(value: Any) -> np.ndarray:

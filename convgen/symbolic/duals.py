@@ -144,7 +144,13 @@ def jacobian(
     *,
     numbers: Numbers = "exact",
 ) -> Array:
-    """d output / d wrt, of shape [*output.shape, *wrt.shape]; the only output by default."""
+    """d output / d wrt, of shape [*output.shape, *wrt.shape]; the only output by default.
+
+    >>> from convgen.symbolic.parse import parse
+    >>> pairs = parse("Y[i] = sum(r: X[i + r] * W[r])", X=(3,), W=(2,))
+    >>> jacobian(pairs, {"X": [1, 2, 3], "W": [5, 7]}, "X").tolist()
+    [[5, 7, 0], [0, 5, 7]]
+    """
     name = output or program.output.name
     _check_real(program, wrt)
     run = _Seeded(program, inputs, lambda n, i: {i: 1} if n == wrt else None, numbers)

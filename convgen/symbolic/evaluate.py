@@ -16,11 +16,11 @@ from convgen.symbolic.evaluate_body import (
     Scope,
     compile_affine,
     compile_body,
-    compile_reduce,
     is_lifted,
     row_major,
     walk_points,
 )
+from convgen.symbolic.evaluate_reduce import compile_reduce
 from convgen.symbolic.evaluate_scalar import Arithmetic, Lifted, Number, Numbers, primal
 from convgen.symbolic.expr import Definition, Result, Size, Stage, Tensor
 from convgen.symbolic.program import Program
@@ -81,6 +81,13 @@ def evaluate(
 
     Raises DataError for missing or ill-shaped inputs, FormulaError where a stage writes an element
     twice, never, or outside.
+
+    >>> from convgen.symbolic.parse import parse
+    >>> pairs = parse("Y[i] = sum(r: X[i + r] * W[r])", X=(4,), W=(2,))
+    >>> evaluate(pairs, {"X": [1, 2, 3, 4], "W": [1, -1]})["Y"].tolist()
+    [-1, -1, -1]
+    >>> evaluate(pairs, {"X": [1, 2, 3, 4], "W": [1, -1]}, magnitude=True)["Y"].tolist()
+    [3, 5, 7]
     """
     kind: Numbers = numbers or ("exact" if exact else "float")
     run = Run(program, inputs, Arithmetic(kind), magnitude=magnitude)

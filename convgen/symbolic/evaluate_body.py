@@ -25,8 +25,7 @@ from convgen.symbolic.evaluate_scalar import (
     primal,
     uniform_number,
 )
-from convgen.symbolic.expr import Access, Axis, Domain, Reduce, Result, Size, accesses_of
-from convgen.symbolic.reductions import ELEMENT, POSITION, REDUCTIONS, Reduction, left, right
+from convgen.symbolic.expr import Access, Axis, Domain, Result, Size, accesses_of
 
 Point: TypeAlias = list[Any]
 Closure: TypeAlias = Callable[[Point], Any]
@@ -395,86 +394,6 @@ def _compile_call(body: Any, scope: Scope) -> Closure:
 
 def _differs(x: Any) -> bool:
     return x != x
-
-
-# ---------------------------------------------------------------------------------------------
-# Reductions
-
-_SLOTS = {ELEMENT.name: 0, POSITION.name: 1}
-
-
-def compile_reduce(reduce: Reduce, scope: Scope, first_slot: int) -> Callable[[Point], list[Any]]:
-    """The closure that gives the results of a reduction at a point of the enclosing domain."""
-    inner = scope.within(reduce.domain, first_slot)
-    spans = scope.spans(reduce.domain)
-    walk = walk_points(reduce.domain, scope, first_slot)
-    body = compile_body(reduce.body, inner)
-    guards = omission_guards(reduce.body, inner)
-    join = _joiner(reduce.reduction)
-    if join is not None and not guards:
-        start = scope.arithmetic.constant(reduce.reduction.identity[0])
-
-        def fold(p: Point) -> list[Any]:
-            total = start
-            for _ in walk(p):
-                total = join(total, body(p))
-            return [total]
-
-        return fold
-    position = _position(spans, first_slot)
-    return _general_reduce(reduce.reduction, scope, walk, body, guards, position)
-
-
-def _joiner(reduction: Reduction) -> Callable[[Any, Any], Any] | None:
-    """The operator of a reduction that only adds or only multiplies its elements."""
-    a0, b0 = left(0), right(0)
-    if reduction.lift != (ELEMENT,) or reduction.project != (a0,):
-        return None
-    if reduction.combine == (a0 + b0,):
-        return operator.add
-    return operator.mul if reduction.combine == (a0 * b0,) else None
-
-
-def _position(spans: Sequence[range], first_slot: int) -> Closure:
-    strides = row_major([len(span) for span in spans])
-    parts = [(first_slot + d, span.start, strides[d]) for d, span in enumerate(spans)]
-    return lambda p: sum((p[slot] - lo) * stride for slot, lo, stride in parts)
-
-
-def _general_reduce(
-    reduction: Reduction,
-    scope: Scope,
-    walk: Callable[[Point], Iterator[None]],
-    body: Closure,
-    guards: Sequence[tuple[Closure, int]],
-    position: Closure,
-) -> Callable[[Point], list[Any]]:
-    companion = REDUCTIONS.get(reduction.companion)
-    follow_winner = scope.lifted and companion is not None
-    rule = companion if follow_winner and companion is not None else reduction
-    width = rule.width
-    names = Scope(scope.arithmetic, scope.sizes, {}, scope.lifted)
-    names.slots = dict(_SLOTS)
-    for i in range(width):
-        names.slots[left(i).name] = 2 + i
-        names.slots[right(i).name] = 2 + width + i
-    lift, combine, identity, project = (
-        [compile_body(part, names) for part in parts]
-        for parts in (rule.lift, rule.combine, rule.identity, rule.project)
-    )
-
-    def fold(p: Point) -> list[Any]:
-        e: Point = [0, 0, *(part(p) for part in identity), *([0] * width)]
-        for _ in walk(p):
-            if guards and any(not 0 <= index(p) < extent for index, extent in guards):
-                continue
-            e[0], e[1] = body(p), position(p)
-            e[2 + width :] = [part(e) for part in lift]
-            e[2 : 2 + width] = [part(e) for part in combine]
-        results = [part(e) for part in project]
-        return results[-1:] if follow_winner else results
-
-    return fold
 
 
 def is_lifted(values: Sequence[Any]) -> bool:

@@ -98,6 +98,12 @@ def check_program(program: Program) -> Proof:
 
     Raises FormulaError (elements written twice, never or outside; undefined axes and tensors) and
     ShapeError (boundaries out of reach; symbolic sizes indexed by more than a plain axis).
+
+    >>> from convgen.symbolic.parse import parse
+    >>> print(check_program(parse("Y[i] = X{reflect}[i - 1] for i < 6", X=(5,))))
+    program Y
+    Y[6]: 1 piece(s) write each element once (disjoint residue classes)
+    X{reflect}[i - 1]: index 0 in -1..4 of 5, served by reflect
     """
     _check_names(program)
     covers: list[Cover] = []
