@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from sympy import Expr
 
-from convgen.symbolic.derive.reverse import Adjoints, adjoints
+from convgen.symbolic.derive.reverse import adjoints
 from convgen.symbolic.derive.steps import Step
 from convgen.symbolic.expr import Access, Definition, Stage, Tensor
 from convgen.symbolic.program import Program

@@ -14,13 +14,17 @@ from convgen.symbolic.derive.gather import Part, Progression
 from convgen.symbolic.expr import Access, Range, Size, Tensor
 
 
-def runs(boundary: Boundary, low: int, high: int, extent: int) -> Iterator[tuple[int, int, int, int]]:
+def runs(
+    boundary: Boundary, low: int, high: int, extent: int
+) -> Iterator[tuple[int, int, int, int]]:
     """The elements outside, low..-1 and extent..high-1, as runs (first, count, target, slope):
     element first + k is read as target + slope*k.
 
     >>> from convgen.symbolic.boundary import CIRCULAR, REFLECT, REPLICATE
-    >>> list(runs(REFLECT, -2, 6, 5)), list(runs(CIRCULAR, -2, 5, 5)), list(runs(REPLICATE, -2, 5, 5))
-    ([(-2, 2, 2, -1), (5, 1, 3, 0)], [(-2, 2, 3, 1)], [(-2, 2, 0, 0)])
+    >>> list(runs(REFLECT, -2, 6, 5)), list(runs(CIRCULAR, -2, 5, 5))
+    ([(-2, 2, 2, -1), (5, 1, 3, 0)], [(-2, 2, 3, 1)])
+    >>> list(runs(REPLICATE, -2, 5, 5))
+    [(-2, 2, 0, 0)]
     """
     for side in (range(low, 0), range(extent, high)):
         start = 0
@@ -40,7 +44,12 @@ def runs(boundary: Boundary, low: int, high: int, extent: int) -> Iterator[tuple
 
 
 def fold_parts(
-    source: Tensor, target: Tensor, dim: int, boundary: Boundary, before: int, names: tuple[str, ...]
+    source: Tensor,
+    target: Tensor,
+    dim: int,
+    boundary: Boundary,
+    before: int,
+    names: tuple[str, ...],
 ) -> list[Part]:
     """The parts of `target` that fold dimension `dim` of `source`, which begins `before` elements
     before the target's and is otherwise as large."""

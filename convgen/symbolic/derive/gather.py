@@ -41,6 +41,7 @@ from convgen.symbolic.indexmath import (
 
 # A size that is bound later: larger than any array, for bounds only.
 UNBOUNDED = 1 << 48
+LETTERS = {1: ("h",), 2: ("h", "w"), 3: ("d", "h", "w")}
 MOST_CLASSES = 64  # residue classes one equation may be split into before it stays a constraint
 
 
@@ -174,6 +175,7 @@ class _Branch:
     solution: dict[str, Affine]
     hints: dict[str, str]
     serial: Iterator[int]
+    classes: int = 0  # dimensions divided into residue classes so far
 
     def copy(self) -> _Branch:
         return _Branch(
@@ -185,6 +187,7 @@ class _Branch:
             dict(self.solution),
             dict(self.hints),
             self.serial,
+            self.classes,
         )
 
     def fresh(self, hint: str) -> str:
@@ -288,15 +291,15 @@ def _expand_digits(
 # The steps of the solution
 
 
-def solve(term: Term, names: Sequence[str]) -> list[Part]:
-    """The parts of a term; `names` are for the axes of dimensions that have none of their own.
+def solve(term: Term) -> list[Part]:
+    """The parts of a term, over disjoint elements.
 
     >>> from convgen.symbolic.expr import Tensor
     >>> y, r = Affine.of("y"), Affine.of("r")
     >>> dY, W = Tensor("dY", (4,)), Tensor("W", (3,))
     >>> domain = Domain((Range("y", 0, 4), Range("r", 0, 3)))
     >>> body = Access(dY, (y,)) * Access(W, (r,))
-    >>> for part in solve(Term(domain, (2 * y + r - 1,), (8,), body, ("y",)), ["h"]):
+    >>> for part in solve(Term(domain, (2 * y + r - 1,), (8,), body, ("y",))):
     ...     print(part.regions[0], "y =", part.solution["y"], "r =", part.solution["r"])
     Progression(param='__e0', start=0, step=2, count=4) y = __e0 r = 1
     Progression(param='__e0', start=1, step=2, count=4) y = -__1 + __e0 + 1 r = 2*__1
@@ -306,18 +309,24 @@ def solve(term: Term, names: Sequence[str]) -> list[Part]:
     _solve_plain(branch)
     _solve_extras(branch, term.positions)
     _solve_digits(branch)
+    wanted = _dimension_names(term, branch)
     branches = [branch]
     for j in range(len(term.index)):
         branches = [b for old in branches for b in _solve_dimension(old, j, term.positions)]
-    wanted = _dimension_names(term, names)
     vanish = _guarded(term)
     parts = (_finish(b, term, wanted, vanish) for b in branches)
     return [p for p in parts if p is not None]
 
 
-def _dimension_names(term: Term, names: Sequence[str]) -> tuple[str, ...]:
-    rest = iter(names)
-    return tuple(i.single or next(rest) for i in term.index)
+def _dimension_names(term: Term, branch: _Branch) -> tuple[str, ...]:
+    """The wanted name of each dimension's axis: its own axis, or h; h w; d h w; e0 e1 ..."""
+    own = [
+        i.single if isinstance(r, Progression) else "i"
+        for i, r in zip(term.index, branch.regions, strict=True)
+    ]
+    count = own.count(None)
+    rest = iter(LETTERS.get(count) or [f"e{j}" for j in range(count)])
+    return tuple(name or next(rest) for name in own)
 
 
 def _drop_units(branch: _Branch, term: Term) -> None:
@@ -446,6 +455,7 @@ def _solve_dimension(branch: _Branch, j: int, positions: Sequence[str]) -> list[
     if len(dims) != len(params) or modulus ** len(dims) > max(MOST_CLASSES, modulus):
         branch.conditions.append(Constraint("==", equation))
         return [branch]
+    branch.classes += 1
     found: list[_Branch] = []
     for offsets in itertools.product(range(modulus), repeat=len(dims)):
         split = branch.copy()
@@ -475,7 +485,7 @@ def _solve_class(branch: _Branch, equation: Affine, name: str) -> list[_Branch]:
     coefficient = equation.coefficient(name)
     modulus = abs(coefficient)
     taps = [n for n in branch.own(equation) if n != name and equation.coefficient(n) % modulus]
-    parameters = [branch.fresh("t") for _ in taps]
+    parameters = [branch.fresh("t" + "'" * (branch.classes - 1)) for _ in taps]
     solved = solve_congruence(
         [equation.coefficient(n) for n in taps], -equation.constant, modulus, parameters
     )

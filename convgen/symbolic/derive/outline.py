@@ -28,6 +28,7 @@ from convgen.symbolic.expr import (
     axes_of,
     body_dtype,
 )
+from convgen.symbolic.functions import cast
 from convgen.types import DType
 
 
@@ -40,11 +41,11 @@ class Outlined:
 
 
 def is_atomic(piece: Definition) -> bool:
-    """One reduction that is not a sum, whose results are the values."""
+    """One reduction that is not a sum, whose results (cast or not) are the values."""
     return (
         len(piece.reduces) == 1
         and piece.reduces[0].reduction.name != "sum"
-        and all(isinstance(v, Result) for v in piece.values)
+        and all(isinstance(v.args[0] if isinstance(v, cast) else v, Result) for v in piece.values)
     )
 
 

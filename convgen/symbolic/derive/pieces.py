@@ -131,7 +131,7 @@ def _interval(
 
 @dataclass(frozen=True)
 class _Run:
-    """Elements start, start + step, ... (count of them) and the parameters of the element e there."""
+    """Elements start, start + step, ... (count of them), and the parameters of element e there."""
 
     start: int
     step: int
@@ -148,8 +148,8 @@ class _Run:
         if self.values is not None:
             return {n: v.substitute({"e": element}) for n, v in self.values.items()}
         rest = element - self.start
-        value = Affine(tuple((a, c // self.step) for a, c in rest.terms), rest.constant // self.step)
-        return {self.param: value}
+        terms = tuple((a, c // self.step) for a, c in rest.terms)
+        return {self.param: Affine(terms, rest.constant // self.step)}
 
 
 def _as_run(part: Part, dim: int) -> _Run:

@@ -143,10 +143,12 @@ class Reduces:
         here, there = _position(reduce), _position(reduce).substitute(values)
         box_ = tuple(Range(prime[r.axis], r.lo, r.hi) for r in inner)
         kept = tuple(c.substitute(values) for c in reduce.domain.constraints)
-        outer = tuple(c for c in piece.domain.constraints if c.value.names() <= {r.axis for r in ranges})
+        kept += tuple(
+            c for c in piece.domain.constraints if c.value.names() <= {r.axis for r in ranges}
+        )
         body = substitute(reduce.body, values)
         sides = tuple(
-            Reduce(Domain(box_, (*outer, *kept, Constraint("<=", side))), reduce.reduction, body)
+            Reduce(Domain(box_, (*kept, Constraint("<=", side))), reduce.reduction, body)
             for side in (there - here + 1, here - there + 1)
         )
         both = dict(zip(_state(0), (Result(0), Result(1)), strict=True))
@@ -190,8 +192,9 @@ def _stored_position(stage: Stage) -> Tensor | None:
 def _position(reduce: Reduce) -> Affine:
     ranges = box(reduce.domain)
     if ranges is None:
+        axes = ", ".join(reduce.domain.names)
         raise DerivationError(
-            f"the position in {reduce.reduction.name}({', '.join(reduce.domain.names)}) is not known",
+            f"the position in {reduce.reduction.name}({axes}) is not known",
             expected="sizes that are bound",
             hint="program.bind(...)",
         )

@@ -1,11 +1,10 @@
-"""Reverse mode over the stages of a program: one contribution for each access of a wanted tensor."""
+"""Reverse mode over the stages: one contribution for each access of a wanted tensor."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-import sympy
 from sympy import Expr, Integer
 
 from convgen.affine import Affine, Constraint
@@ -35,8 +34,6 @@ from convgen.symbolic.expr import (
 )
 from convgen.symbolic.functions import select
 from convgen.symbolic.program import Program
-
-LETTERS = {1: ("h",), 2: ("h", "w"), 3: ("d", "h", "w")}
 
 
 @dataclass
@@ -82,7 +79,8 @@ class _Reverse:
         self.reduces = Reduces(self.name, self.behind)
 
     def name(self, wanted: str) -> str:
-        """A tensor name that is not taken yet."""
+        """A tensor name that is not taken yet; primes stand at the end."""
+        wanted = wanted.replace("'", "") + "'" * wanted.count("'")
         while wanted in self.taken:
             wanted += "'"
         self.taken.add(wanted)
@@ -218,14 +216,13 @@ class _Reverse:
         if added == 0:
             return
         domain = domain.where(*_omitted(body, added, access))
-        names = _letters(access.index)
         folding = self._folding(access, domain)
         tensor = access.tensor
         if folding:
             parts = self._fold(access, added, domain, positions, folding)
         else:
             term = Term(domain, access.index, tensor.shape, added, positions)
-            parts = solve(term, names)
+            parts = solve(term)
             self.steps += describe(tensor.name, access, term, parts)
         self.parts.setdefault(tensor.name, []).extend(parts)
 
@@ -259,11 +256,12 @@ class _Reverse:
         for dim, (before, after) in folding.items():
             shape[dim] = before + fixed(shape[dim], tensor.name) + after
             index[dim] = index[dim] + before
-        names = _full_names(access.index)
         term = Term(domain, tuple(index), tuple(shape), added, positions)
         source = Tensor(self.name(f"d{tensor.name}p"), tuple(shape), tensor.dtype, "temporary")
-        parts = solve(term, [n for n, i in zip(names, index, strict=True) if not i.single])
-        parts = [replace(p, names=names) for p in parts]
+        parts = solve(term)
+        names = parts[0].names if parts else ("i",) * len(shape)
+        padded = tuple("p" if d in folding else n for d, n in enumerate(names))
+        parts = [replace(p, names=padded) for p in parts]
         self.steps += describe(tensor.name + "p", access, term, parts)
         self.behind.append(assemble(source, parts, self.flip))
         for count, (dim, (before, _)) in enumerate(folding.items(), 1):
@@ -286,17 +284,6 @@ def _out_of(piece: Definition, value: Expr) -> Access:
     return next(o for o, v in zip(piece.outs, piece.values, strict=True) if v == value)
 
 
-def _letters(index: Sequence[Affine]) -> tuple[str, ...]:
-    """Names for the dimensions that no single axis indexes: h; h w; d h w; e0 e1 ..."""
-    count = sum(1 for i in index if i.single is None)
-    return LETTERS.get(count) or tuple(f"e{j}" for j in range(count))
-
-
-def _full_names(index: Sequence[Affine]) -> tuple[str, ...]:
-    rest = iter(_letters(index))
-    return tuple(i.single or next(rest) for i in index)
-
-
 def _identity(tensor: Tensor, names: tuple[str, ...]) -> Part:
     """The part that is the tensor itself."""
     regions = [Progression(f"__e{j}", 0, 1, extent) for j, extent in enumerate(tensor.shape)]
@@ -313,13 +300,8 @@ def _omitted(body: Expr, added: Expr, access: Access) -> list[Constraint]:
         assert isinstance(other, Access)
         if other in present or other == access:
             continue
-        for index, extent, kind in zip(other.index, other.tensor.shape, other.boundary, strict=True):
+        shape = other.tensor.shape
+        for index, extent, kind in zip(other.index, shape, other.boundary, strict=True):
             if kind.name == "omit" and not isinstance(extent, Size):
                 found += [Constraint("<=", -index), Constraint("<=", index - (extent - 1))]
     return found
-
-
-def numeric_factor(body: Expr) -> tuple[Expr, Expr]:
-    """(number, rest) of a product."""
-    number, rest = body.as_coeff_Mul()
-    return sympy.sympify(number), rest

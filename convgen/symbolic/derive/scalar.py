@@ -8,7 +8,7 @@ import sympy
 from sympy import Dummy, Expr, Integer
 
 from convgen.affine import Affine
-from convgen.symbolic.expr import Access, Result, affine_body
+from convgen.symbolic.expr import Access, Result, Size, affine_body
 from convgen.symbolic.functions import less, logical_or, normalize, relu, select, step
 
 
@@ -76,20 +76,23 @@ def by_output(found: Expr, value: Expr, output: Access) -> Expr:
 
 def numeric(body: Expr) -> bool:
     """True for a body without accesses, axes or results."""
-    return not body.free_symbols and not body.has(Access)
+    return not body.has(Access) and all(isinstance(s, Size) for s in body.free_symbols)
 
 
 def affine_in_results(body: Expr) -> dict[Result, Expr] | None:
-    """The number each Result is multiplied with, when the body is affine in all of them."""
+    """The number each Result is multiplied with, when the body is affine in all of them. Sizes
+    count as numbers."""
     found: dict[Result, Expr] = {}
     for term in sympy.Add.make_args(body):
         results = term.atoms(Result)
         if not results:
             continue
-        coefficient, core = term.as_coeff_Mul()
-        if not isinstance(core, Result) or core in found:
+        factors = sympy.Mul.make_args(term)
+        core = [f for f in factors if isinstance(f, Result)]
+        rest = [f for f in factors if not isinstance(f, Result)]
+        if len(core) != 1 or core[0] in found or not all(numeric(f) for f in rest):
             return None
-        found[core] = coefficient
+        found[core[0]] = sympy.Mul(*rest)
     return found
 
 
