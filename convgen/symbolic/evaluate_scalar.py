@@ -8,6 +8,7 @@ magnitudes), which carry further facts along. IEEE rules where Python would rais
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, Literal, TypeAlias
@@ -24,18 +25,18 @@ NAN = math.nan
 INF = math.inf
 
 
-class Lifted:
+class Lifted(ABC):
     """A number that carries more than its value. Subclasses define + and * with plain numbers on
     either side, and `chain`."""
 
     __slots__ = ("value",)
     value: Number
 
+    @abstractmethod
     def chain(
         self, function: Callable[[Number], Number], derivative: Callable[[Number], Number]
     ) -> Number:
         """function of this number, given its derivative."""
-        raise NotImplementedError(type(self).__name__)
 
     def __neg__(self) -> Number:
         return self * -1  # type: ignore[operator]
@@ -233,10 +234,6 @@ class Arithmetic:
             return INF
 
     # Functions
-
-    def call(self, name: str, x: Number) -> Number:
-        """One of exp log tanh erf sqrt sigmoid."""
-        return getattr(self, name)(x)
 
     def _plain(self, name: str, x: Number) -> Number:
         if self.numbers == "exact" and isinstance(x, (int, Fraction)):
