@@ -12,7 +12,7 @@ from typing import Any
 
 from sympy import Symbol
 
-from convgen.errors import ConvgenError, FormulaError, ShapeError, UserError
+from convgen.errors import FormulaError, ShapeError, UserError
 from convgen.symbolic import reductions
 from convgen.symbolic.assemble import assemble
 from convgen.symbolic.build import Out, build_definition, join_pieces
@@ -39,7 +39,8 @@ DECLARATIONS: dict[str, Role] = {
 def parse(text: str, /, **shapes: Any) -> Program:
     """The Program that a text says, in the full form or as one line with shapes as keywords.
 
-    shapes: tuples of integers and names of sizes, or Tensors; only for tensors without declaration.
+    shapes: tuples of integers and names of sizes, or Tensors, of tensors that are read (or written:
+    then its axes run over that shape) and have no declaration.
     Inputs are ordered as declared, else as they first occur in the text. Raises FormulaError for
     what is not in the language (with line and column), ShapeError where extents do not fit.
 
@@ -103,8 +104,6 @@ class _Reader:
                         where=f"line {number}",
                     ) from error
                 raise
-            except (ConvgenError, RecursionError):
-                raise
         self._close()
         if not self.stages:
             raise FormulaError("no formula in the text", expected="Y[...] = ...", got=repr(text))
@@ -116,7 +115,9 @@ class _Reader:
             raise FormulaError(f"{missing[0]} is declared and never written")
         outputs = default_outputs(self.stages) if self.outputs is None else self.outputs
         name = self.name or (outputs or [t.name for t in self.stages[-1].tensors])[-1]
-        return assemble(name, self.stages, outputs, self.inputs, self.saved, self.updates)
+        program = assemble(name, self.stages, outputs, self.inputs, self.saved, self.updates)
+        program.check()
+        return program
 
     # -- statements -----------------------------------------------------------------------------
 
@@ -290,6 +291,9 @@ class _Reader:
                 hint="pieces of one tensor on lines that follow each other",
             )
         shape, dtype = self.declared.get(node.name, (None, None))
+        if shape is None and node.name in self.shapes:
+            given = self.shapes[node.name]
+            shape = make_tensor(node.name, given).shape if not isinstance(given, Tensor) else given.shape
         return Out(node.name, tuple(meaning.index(i) for i in node.index), shape, dtype)
 
     def _close(self) -> None:

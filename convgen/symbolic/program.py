@@ -9,7 +9,7 @@ from typing import Any
 from sympy import Expr, Integer
 
 from convgen.errors import FormulaError, ShapeError
-from convgen.symbolic import printer
+from convgen.symbolic import printer, proofs
 from convgen.symbolic.boundary import Boundary
 from convgen.symbolic.build import map_definition, retarget
 from convgen.symbolic.expr import Extent, Padded, Size, Stage, Tensor
@@ -142,6 +142,13 @@ class Program:
     def check(self) -> Proof:
         """Prove that every element is written once and every access served: `check_program`."""
         return check_program(self)
+
+    def check(self) -> proofs.Proof:
+        """Prove that every element is written once and every boundary reaches what it reads.
+
+        Raises FormulaError or ShapeError, see `proofs.check_program`.
+        """
+        return proofs.check_program(self)
 
     def __str__(self) -> str:
         """The text form; ``parse(str(program))`` gives the same program."""

@@ -28,7 +28,7 @@ class Product:
 
     @property
     def negative(self) -> bool:
-        return bool(self.coefficient.is_negative)
+        return bool(self.coefficient.is_extended_negative)
 
 
 class Order:
