@@ -103,14 +103,18 @@ class Loops:
         """A loop whose iteration is part of the task number."""
         name, value = loop.name, self.decoded[loop.name]
         parts = parts_of(loop, scope)
-        total = sum(s.count for s in parts) if loop.segments else extent_of(loop, scope)
+        total = sum(s.count for s in parts) if loop.segments else loop.extent
         if total == 1:
             inside = scope.bind(name, 0)
             body(entered(loop, parts[0], inside, Affine()) if parts else inside)
             return
         with self.emitter.let(name, simplify_affine(value, scope.ranges)):
             if not parts:
-                body(scope.live(name, 0, total))
+                extent = extent_of(loop, scope)  # below `total` in a shorter segment
+                inside = Constraint("<=", Affine.of(name) - (extent - 1))
+                test = self.values.condition(inside, scope) if extent < total else None
+                with self.emitter.when(test):
+                    body(scope.live(name, 0, extent))
             else:
                 self._choose(loop, parts, 0, scope, body)
 

@@ -26,7 +26,7 @@ from convgen.passes.flatten.emitter import Emitter
 from convgen.passes.flatten.loops import Loops, Walk
 from convgen.passes.flatten.reduce import Reducing, sorted_out
 from convgen.passes.flatten.scope import LANE, Scope
-from convgen.passes.flatten.shape import Plan, plan_of
+from convgen.passes.flatten.shape import Plan, plan_of, true_extents
 from convgen.passes.flatten.states import MemoryStates, RegisterStates
 from convgen.passes.flatten.values import Place, lane_ranges
 from convgen.target import Target
@@ -61,6 +61,7 @@ class NestWriter:
 
     def __init__(self, nest: Nest, room: Room, decoded: Mapping[str, Affine]) -> None:
         self.room = room
+        nest = true_extents(nest)
         self.plan: Plan = plan_of(nest, room.target, room.buffers, room.note)
         self.nest = self.plan.nest
         self.emitter = room.emitter

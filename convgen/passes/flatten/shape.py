@@ -47,7 +47,7 @@ def expands(loop: Loop) -> bool:
 
 def plan_of(nest: Nest, target: Target, buffers: Mapping[str, Buffer], note: Note) -> Plan:
     """Sort the loops of a nest; loops that would make too much code run instead (noted)."""
-    nest = _serial_covers(_serial_where_attached(_true_extents(nest), note))
+    nest = _serial_covers(_serial_where_attached(nest, note))
     lanes = target.lanes(vector_dtype(nest, buffers))
     nest = _within_budget(nest, lanes, note)
     first = first_reduce_loop(nest)
@@ -161,7 +161,7 @@ def _serial_where_attached(nest: Nest, note: Note) -> Nest:
     return nest
 
 
-def _true_extents(nest: Nest) -> Nest:
+def true_extents(nest: Nest) -> Nest:
     """The inner loop of a cover has the size of the largest segment."""
     for cover in nest.loops:
         if cover.segments:

@@ -23,7 +23,7 @@ from convgen.ir.visit import walk
 from convgen.passes.flatten.nest import NestWriter, Room
 from convgen.passes.flatten.proof import check_memory
 from convgen.passes.flatten.scope import Scope
-from convgen.passes.flatten.shape import first_reduce_loop, iterations
+from convgen.passes.flatten.shape import first_reduce_loop, iterations, true_extents
 from convgen.target import Target
 
 BEGIN, END = Affine.of("begin"), Affine.of("end")
@@ -67,6 +67,7 @@ def _phase(
 ) -> Phase:
     """One nest as a phase."""
     room = Room(target, buffers, notes=notes)
+    nest = true_extents(nest)
     leading = _leading(nest)
     extent = math.prod(iterations(one) for one in leading)
     names = {one.name for one in nest.loops}
