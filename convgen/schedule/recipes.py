@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from convgen.errors import ScheduleError
 from convgen.ir.nodes import Index, Kernel, Loop, LoopKind, Nest
+from convgen.ir.regions import loop_extent
 from convgen.ir.visit import walk
 from convgen.schedule.access import in_loops, loads_of, offset_of, outer_loops, tile_loops, trips
 from convgen.schedule.cost import (
@@ -255,40 +256,34 @@ class _Recipe:
         cut = [*starts, *(o.name for o in outer if o.name not in plain and o.name not in starts)]
         reduces: list[str] = []
         for number in range(len(nest.reduces)):
-            reduces += self.reduce_order(number, {_axis(name) for name in inner})
+            reduces += self.reduce_order(number)
         wanted = [*plain, *cut, *reduces, *inner]
         if wanted != [o.name for o in nest.loops]:
             self.add(reorder(*wanted))
 
-    def reduce_order(self, number: int, tile: set[str]) -> list[str]:
-        """Windows over outer loops first, plain loops, then windows over the tile's loops. A
-        window loop shares an index with an output loop that is at least as long."""
+    def reduce_order(self, number: int) -> list[str]:
+        """Windows first, plain loops last: a window loop shares an index with an output loop that
+        is at least as long. Neighbouring iterations of an innermost plain loop share no operands,
+        so a few of them can be unrolled without filling the registers."""
         nest = self.nest
         names = [o.name for o in nest.loops if o.reduce == number]
         if not nest.reduces[number].combiner.commutative:
             return names
-        extents = {o.name: o.extent for o in nest.loops}
-        outputs = {o.name for o in nest.loops if o.reduce is None}
+        return sorted(names, key=lambda name: not self.is_window(name))
+
+    def is_window(self, name: str) -> bool:
+        nest = self.nest
         whole: dict[str, int] = {}
-        for name in outputs:
-            axis = _axis(name)
-            whole[axis] = whole.get(axis, 1) * extents[name]
-
-        def rank(name: str) -> int:
-            place = 1
-            for load in loads_of(nest):
-                for index in load.index:
-                    found = in_loops(nest, index).names()
-                    if name not in found:
-                        continue
-                    over = {_axis(n) for n in found if _axis(n) in whole}
-                    if over & tile:
-                        return 2
-                    if any(whole[a] >= extents[name] for a in over):
-                        place = 0
-            return place
-
-        return sorted(names, key=rank)
+        for loop in nest.loops:
+            if loop.reduce is None:
+                whole[_axis(loop.name)] = whole.get(_axis(loop.name), 1) * loop.extent
+        for load in loads_of(nest):
+            for index in load.index:
+                found = in_loops(nest, index).names()
+                over = {_axis(n) for n in found if _axis(n) in whole}
+                if name in found and any(whole[a] >= nest.loop(name).extent for a in over):
+                    return True
+        return False
 
     def pack_operands(
         self, chosen: Candidate, facts: Facts, tile: list[str], vector: str
@@ -345,25 +340,51 @@ class _Recipe:
     # -- both ------------------------------------------------------------------------------------
 
     def unroll_reduces(self) -> None:
-        """Unroll the innermost reduce loops while the code stays short."""
+        """Unroll the innermost reduce loops while the code stays short and what neighbouring
+        iterations share fits the registers."""
         nest = self.nest
-        lanes = max(1, facts_of(nest, self.kernel, self.target).lanes)
+        facts = facts_of(nest, self.kernel, self.target)
         size = 1
         for loop in tile_loops(nest):
-            size *= -(-loop.extent // lanes) if loop.kind is LoopKind.VECTOR else loop.extent
-        numbers = {o.reduce for o in nest.loops if o.reduce is not None}
-        for number in sorted(n for n in numbers if n is not None):
+            count = loop_extent(nest, loop)
+            size *= -(-count // facts.lanes) if loop.kind is LoopKind.VECTOR else count
+        for number in range(len(nest.reduces)):
             copies = size
             for loop in reversed([o for o in nest.loops if o.reduce == number]):
-                if 0 < loop.extent <= 16 and copies * loop.extent <= UNROLLED:
-                    copies *= loop.extent
-                    if loop.extent > 1:
-                        self.add(unroll(loop.name))
+                if loop.extent < 2:
                     continue
-                steps = next((s for s in (4, 3, 2) if loop.extent % s == 0), 1)
-                if steps > 1 and copies * steps <= UNROLLED // 2 and loop.extent > steps:
-                    self.add(unroll(loop.name, steps))
+                room = facts.registers - size * facts.states - self.shared(loop, facts)
+                short = loop.extent <= 16 and copies * loop.extent <= UNROLLED
+                if short and room >= 0:
+                    copies *= loop.extent
+                    self.add(unroll(loop.name))
+                    continue
+                fits = [s for s in (4, 3, 2) if loop.extent % s == 0 and copies * s <= UNROLLED]
+                if fits and fits[0] < loop.extent and room >= 0:
+                    self.add(unroll(loop.name, fits[0]))
                 break
+
+    def shared(self, loop: Loop, facts: Facts) -> int:
+        """Vectors kept live when a loop is unrolled: operands that its iterations share."""
+        nest = self.nest
+        total = 0
+        tile = {o.name: o for o in tile_loops(nest)}
+        for operand in facts.operands:
+            both = operand.strides.keys() & tile.keys()
+            if not operand.body or loop.name not in operand.strides or not both:
+                continue
+            joint = any(
+                loop.name in names and names & tile.keys()
+                for names in (in_loops(nest, i).names() for i in operand.load.index)
+            )
+            if joint:
+                count = loop.extent - 1
+                for name in both:
+                    extent = loop_extent(nest, tile[name])
+                    vector = tile[name].kind is LoopKind.VECTOR
+                    count += -(-extent // facts.lanes) if vector else extent
+                total += count
+        return total
 
     def carry_states(self) -> None:
         nest = self.nest
