@@ -53,7 +53,7 @@ class Optimizer:
 def _step(name: str, states: Mapping[str, Program]) -> Program:
     """One program in which every state takes the value that its program computes."""
     changes = {state: program.output.name for state, program in states.items()}
-    return dsl.combine(name, list(states.values()), updates=changes)
+    return dsl.combine(name, list(states.values()), outputs=[], updates=changes)
 
 
 def _number(value: float) -> sympy.Rational:

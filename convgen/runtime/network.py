@@ -16,8 +16,8 @@ from convgen.layers.base import Layer, Shape
 from convgen.layers.loss import Loss
 from convgen.layers.update import Optimizer
 from convgen.runtime import checkpoint, progress
+from convgen.runtime.build import Built, build_program
 from convgen.runtime.data.stream import Stream, run_seed
-from convgen.runtime.kernel import Built, build_program
 from convgen.runtime.module import Graph, Module, trace
 from convgen.runtime.plan import Plan, Weights, inference_plan, part, training_plan
 from convgen.runtime.progress import Epoch

@@ -18,7 +18,7 @@ from convgen.layers.base import Layer, ParameterSpec, Shape
 from convgen.layers.dense import Add
 from convgen.layers.loss import Loss
 from convgen.layers.update import Optimizer
-from convgen.runtime.kernel import Built
+from convgen.runtime.build import Built
 from convgen.runtime.module import Graph, Node
 from convgen.runtime.threads import Table
 from convgen.symbolic import derive
