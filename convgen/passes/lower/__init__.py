@@ -20,8 +20,8 @@ def lower(program: Program, layouts: Mapping[str, Layout] | None = None) -> Kern
 
     Buffers: the program's inputs in their order, its outputs, what it saves for backward and
     what its states become (as outputs), then temporaries and constants. Phases and nests are named
-    after the first tensor they write; several pieces are numbered ``dX.0``, ``dX.1``. Pieces without points are left out.
-    `layouts` binds tensors to layouts; the others are row-major.
+    after the first tensor they write; several pieces are numbered ``dX.0``, ``dX.1``. Pieces
+    without points are left out. `layouts` binds tensors to layouts; the others are row-major.
 
     Raises ShapeError for a size that is not bound, FormulaError for an omitted element outside a
     reduction.

@@ -54,12 +54,10 @@ def number(body: Body) -> Fraction | float | None:
     if body is sympy.nan:
         return float("nan")
     value: Any = body.evalf(40)
-    if isinstance(value, sympy.Rational):
-        return Fraction(int(value.p), int(value.q))
-    if isinstance(value, sympy.Float):
-        numerator, denominator = value.as_integer_ratio()
-        return Fraction(int(numerator), int(denominator))
-    return None
+    if not isinstance(value, (sympy.Rational, sympy.Float)):
+        return None
+    exact = sympy.Rational(value)  # of a Float too
+    return Fraction(int(exact.p), int(exact.q))
 
 
 @dataclass
@@ -224,7 +222,7 @@ class BodyLowering:
         product = self._multiply(above, own)
         if product is None or scale != 1:
             weight = Const(number_of(1 if scale is None else scale, own), own)
-            product = weight if product is None else Op("mul", (product, weight), own)
+            product = weight if product is None else Op("mul", (weight, product), own)
         divisor = self._multiply(below, own)
         if divisor is not None:
             product = Op("div", (product, divisor), own)
