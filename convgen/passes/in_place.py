@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from convgen.ir.nodes import Buffer, Expr, Form, Kernel, Load, Nest, Phase
+from convgen.affine import Affine
+from convgen.ir.nodes import Buffer, Expr, Form, Kernel, Load, Loop, Nest, Phase, StoreNode
 from convgen.ir.visit import loads, map_expr, map_nest_exprs
 
 
@@ -82,3 +83,29 @@ def _rename(kernel: Kernel, state: str, new: str) -> Kernel:
     phases = tuple(replace(p, body=tuple(nest(n) for n in _nests(p))) for p in kernel.phases)
     buffers = tuple(buffer(b) for b in kernel.buffers if b.name != new)
     return replace(kernel, buffers=buffers, phases=phases)
+
+
+def copy_updates(kernel: Kernel, updates: Sequence[tuple[str, str]]) -> Kernel:
+    """The kernel with a phase at its end for each update, which copies `new` into the state.
+
+    The states' buffers get role output, since they are written.
+    """
+    phases = list(kernel.phases)
+    for state, new in updates:
+        buffer = kernel.buffer(state)
+        axes = [f"i{d}" for d in range(len(buffer.shape))]
+        index = tuple(Affine.of(a) for a in axes)
+        value = Load(new, index, (None,) * len(axes), kernel.buffer(new).dtype)
+        nest = Nest(
+            name=f"{state}.update",
+            loops=tuple(Loop(a, e) for a, e in zip(axes, buffer.shape, strict=True)),
+            axes=tuple(zip(axes, index, strict=True)),
+            ranges=tuple((a, 0, e) for a, e in zip(axes, buffer.shape, strict=True)),
+            guards=(),
+            reduces=(),
+            stores=(StoreNode(state, index, value),),
+        )
+        phases.append(Phase(nest.name, (nest,)))
+    states = {state for state, _ in updates}
+    buffers = tuple(replace(b, role="output") if b.name in states else b for b in kernel.buffers)
+    return replace(kernel, buffers=buffers, phases=tuple(phases)) if updates else kernel

@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache as once
 from importlib import resources
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +22,7 @@ from convgen import knobs
 from convgen.backends.llvm import LlvmBackend
 from convgen.backends.protocol import Backend, Loaded
 from convgen.errors import DataError, InternalError
+from convgen.runtime import cache
 from convgen.target import target
 
 _ALIGN = 64
@@ -100,6 +101,11 @@ def thread_count(threads: int | None = None) -> int:
     return knobs.NUM_THREADS.value or min(target("native").cores, _MOST)
 
 
+def get_num_threads() -> int:
+    """The number of threads of kernels that do not say their own."""
+    return thread_count()
+
+
 def _checked(count: object) -> int:
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= _MOST:
         raise DataError(f"threads={count!r}", expected=f"1 to {_MOST}", got=repr(count))
@@ -125,6 +131,16 @@ def build_pool(backend: Backend, target_name: str = "native") -> bytes:
     return backend.compile_text(pool_text(made.isa), made, _SYMBOLS)[2]
 
 
+def _pool_object(backend: Backend) -> bytes:
+    """The pool for this machine, from the cache where it is there."""
+    key = cache.key_of("pool", target("native").key(), backend.version(), cache.sources_digest())
+    record = cache.load(key)
+    if record is None:
+        record = cache.Record({"name": "pool"}, {"object": build_pool(backend)})
+        cache.store(key, record)
+    return record.blobs["object"]
+
+
 @dataclass(frozen=True)
 class _Native:
     """The functions of pool.ll in this process. Calls release the interpreter lock."""
@@ -138,10 +154,10 @@ class _Native:
     alone: ctypes._CFunctionType  # pyright: ignore[reportPrivateUsage]
 
 
-@cache
+@once
 def _native() -> _Native:
     backend = LlvmBackend()
-    library = backend.load(build_pool(backend), target("native"))
+    library = backend.load(_pool_object(backend), target("native"))
     pointer, number = ctypes.c_void_p, ctypes.c_int64
 
     def function(name: str, result: type | None, *args: type) -> ctypes._CFunctionType:  # pyright: ignore[reportPrivateUsage]

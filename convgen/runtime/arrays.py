@@ -1,0 +1,144 @@
+"""Checks of what callers hand in, before native code sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convgen.errors import DataError
+from convgen.symbolic.expr import Size, Tensor
+
+Array = NDArray[Any]
+
+
+def as_array(value: Any, tensor: Tensor, where: str) -> Array:
+    """The value as an array of the tensor's dtype and rank; numbers stand for rank 0.
+
+    DataError for another dtype (never converted silently) or rank.
+    """
+    wanted = np.dtype(tensor.dtype.numpy_name)
+    if isinstance(value, (int, float)) and not tensor.shape:
+        return np.asarray(value, wanted)
+    array = np.asarray(value)
+    if array.dtype != wanted:
+        raise DataError(
+            f"{tensor.name} has the wrong dtype",
+            expected=str(wanted),
+            got=_dtype_text(array),
+            where=where,
+            hint=f"{tensor.name}.astype(np.{wanted})",
+        )
+    if array.ndim != len(tensor.shape):
+        raise DataError(
+            f"{tensor.name} has the wrong rank",
+            expected=f"{len(tensor.shape)} dimensions {shape_text(tensor)}",
+            got=f"{array.ndim} {array.shape}",
+            where=where,
+            hint=f"{tensor.name}.reshape(...)",
+        )
+    return array
+
+
+def _dtype_text(array: Array) -> str:
+    order = "" if array.dtype.isnative else " in foreign byte order"
+    return f"{array.dtype.name}{order}"
+
+
+def shape_text(tensor: Tensor) -> str:
+    return (
+        "("
+        + ", ".join(str(e) for e in tensor.shape)
+        + ("," if len(tensor.shape) == 1 else "")
+        + ")"
+    )
+
+
+def bind_sizes(
+    tensors: Sequence[Tensor], shapes: Mapping[str, tuple[int, ...]], where: str
+) -> dict[str, int]:
+    """The value of every symbolic size, read off the shapes of the inputs; fixed extents checked.
+
+    DataError names the first tensor whose shape does not fit, and where a size got its value.
+    """
+    sizes: dict[str, int] = {}
+    origin: dict[str, str] = {}
+    for tensor in tensors:
+        shape = shapes.get(tensor.name)
+        if shape is None:
+            continue
+        for wanted, got in zip(tensor.shape, shape, strict=True):
+            if isinstance(wanted, Size):
+                value = sizes.setdefault(str(wanted), got)
+                origin.setdefault(str(wanted), tensor.name)
+                if value != got:
+                    raise DataError(
+                        f"{tensor.name} has the wrong shape",
+                        expected=f"{wanted} = {value} as in {origin[str(wanted)]}",
+                        got=str(shape),
+                        where=where,
+                        hint=f"a {tensor.name} of shape {shape_text(tensor)} with that {wanted}",
+                    )
+            elif wanted != got:
+                raise DataError(
+                    f"{tensor.name} has the wrong shape",
+                    expected=shape_text(tensor),
+                    got=str(shape),
+                    where=where,
+                    hint="np.transpose or reshape, if the data are ordered otherwise",
+                )
+    return sizes
+
+
+def plain(array: Array) -> tuple[Array, str]:
+    """(array as native code reads it: C-contiguous and aligned, why it was copied or "")."""
+    if array.flags.c_contiguous and array.flags.aligned:
+        return array, ""
+    why = "strided" if not array.flags.c_contiguous else "misaligned"
+    return np.array(array, order="C", copy=True), why
+
+
+def check_written(array: Any, name: str, shape: tuple[int, ...], dtype: str, where: str) -> Array:
+    """An array that the kernel writes: DataError unless it is a writable, contiguous, aligned
+    ndarray of that shape and dtype."""
+
+    def refuse(problem: str, expected: str, got: str, hint: str) -> DataError:
+        return DataError(f"{name} {problem}", expected=expected, got=got, where=where, hint=hint)
+
+    if not isinstance(value, np.ndarray):
+        raise refuse("is written by the kernel", "a numpy array", type(value).__name__, "np.empty")
+    array = cast(Array, value)
+    if array.dtype != np.dtype(dtype):
+        raise refuse(
+            "has the wrong dtype", dtype, _dtype_text(array), f"np.empty({shape}, np.{dtype})"
+        )
+    if array.shape != shape:
+        raise refuse(
+            "has the wrong shape", str(shape), str(array.shape), f"np.empty({shape}, np.{dtype})"
+        )
+    if not array.flags.writeable:
+        raise refuse("is read-only", "a writable array", "read-only", "a copy")
+    if not array.flags.c_contiguous:
+        raise refuse("is strided", "a C-contiguous array", f"strides {array.strides}", "np.empty")
+    if not array.flags.aligned:
+        raise refuse("is misaligned", "an aligned array", "misaligned", "np.empty")
+    return array
+
+
+def check_apart(
+    written: Sequence[tuple[str, Array]], read: Sequence[tuple[str, Array]], where: str
+) -> None:
+    """DataError when an array that is written shares memory with another one."""
+    for i, (name, array) in enumerate(written):
+        for other, second in [*written[:i], *read]:
+            # Both are contiguous, so overlapping bounds are overlapping memory.
+            if array.size and second.size and np.may_share_memory(array, second):
+                raise DataError(
+                    f"{name} overlaps {other}",
+                    expected="memory of its own",
+                    got=f"memory shared with {other}",
+                    where=where,
+                    hint=f"{name}=np.empty_like(...)",
+                )
