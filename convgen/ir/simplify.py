@@ -43,7 +43,7 @@ def simplify_affine(value: Affine, ranges: Ranges) -> Affine:
     total = Affine((), value.constant)
     for atom, coefficient in value.terms:
         total = total + _simplify_atom(atom, ranges) * coefficient
-    total = _fix_units(_join_digits(total), ranges)
+    total = _fix_units(_join_digits(total, ranges), ranges)
     return value if total == value else total
 
 
@@ -122,16 +122,15 @@ def _whole_and_rest(value: Affine, divisor: int) -> tuple[Affine, Affine]:
     return whole, rest
 
 
-def _join_digits(value: Affine) -> Affine:
-    """k*d*(x // d) + k*(x % d) is k*x."""
+def _join_digits(value: Affine, ranges: Ranges) -> Affine:
+    """k*d*(x // d) + k*(x % d) is k*x, also where x is itself a quotient."""
     for atom, coefficient in value.terms:
         if isinstance(atom, Mod):
-            whole, rest = _whole_and_rest(atom.value, atom.divisor)
-            quotient = whole + rest // atom.divisor
+            quotient = _quotient(atom.value, atom.divisor, ranges)
             joined = value - Affine.of(atom) * coefficient
             candidate = joined - quotient * (coefficient * atom.divisor) + atom.value * coefficient
             if not _more_atoms(candidate, value):
-                return _join_digits(candidate)
+                return _join_digits(candidate, ranges)
     return value
 
 
