@@ -27,7 +27,7 @@ _DSL = (
 )
 _FUNCTIONS = (
     "abs_ cast equal is_nan less less_equal logical_and logical_not logical_or maximum minimum "
-    "relu round_down select sigmoid sign step uniform"
+    "relu round_down select sigmoid sign step stop_gradient uniform"
 )
 _ERRORS = (
     "ConvgenError DataError DerivationError FormulaError InternalError ScheduleError ShapeError "
@@ -37,7 +37,7 @@ _PLACES: dict[str, str] = {
     **dict.fromkeys(_DSL.split(), "convgen.symbolic.dsl"),
     **dict.fromkeys(_FUNCTIONS.split(), "convgen.symbolic.functions"),
     **dict.fromkeys(_ERRORS.split(), "convgen.errors"),
-    **dict.fromkeys("grad split custom_gradient stop_gradient".split(), "convgen.symbolic.derive"),
+    **dict.fromkeys("grad split custom_gradient".split(), "convgen.symbolic.derive"),
     **dict.fromkeys("exp log tanh erf sqrt".split(), "sympy"),
     **dict.fromkeys("compile load".split(), "convgen.runtime.api"),
     **dict.fromkeys("set_num_threads get_num_threads".split(), "convgen.runtime.threads"),

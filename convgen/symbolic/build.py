@@ -451,4 +451,4 @@ def retarget(stage: Stage, tensors: Mapping[str, Tensor]) -> Stage:
         return b.xreplace({a: to for a, to in changed.items() if to is not a})
 
     pieces = tuple(map_definition(p, body, access) for p in stage.pieces)
-    return Stage(tuple(tensors.get(t.name, t) for t in stage.tensors), pieces)
+    return Stage(tuple(tensors.get(t.name, t) for t in stage.tensors), pieces, stage.backward)

@@ -375,6 +375,8 @@ def _compile_call(body: Any, scope: Scope) -> Closure:
         return lambda p: int(primal(first(p)) == 0)
     if kind is fn.is_nan:
         return lambda p: int(_differs(primal(first(p))))
+    if kind is fn.stop_gradient:
+        return lambda p: primal(first(p))
     if kind in _UNARY:
         unary = getattr(arithmetic, _UNARY[kind])
         return lambda p: unary(first(p))

@@ -420,10 +420,15 @@ class Definition:
 
 @dataclass(frozen=True)
 class Stage:
-    """Writes every element of `tensors` exactly once; its pieces are disjoint and cover them."""
+    """Writes every element of `tensors` exactly once; its pieces are disjoint and cover them.
+
+    `backward`, on the stages that write the outputs of a program with a custom gradient, is the
+    program that takes the place of the derivative (see derive.custom_gradient).
+    """
 
     tensors: tuple[Tensor, ...]
     pieces: tuple[Definition, ...]
+    backward: Program | None = field(default=None, repr=False)
 
 
 # ---------------------------------------------------------------------------------------------

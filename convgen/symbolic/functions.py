@@ -35,6 +35,7 @@ __all__ = [
     "sigmoid",
     "sign",
     "step",
+    "stop_gradient",
     "uniform",
 ]
 
@@ -224,6 +225,19 @@ class relu(_Real):
         return step(x) * x.diff(s)
 
 
+class stop_gradient(_Real):
+    """stop_gradient(x): x itself, taken as a constant by every derivative."""
+
+    nargs = 1
+
+    @classmethod
+    def eval(cls, x: Any) -> Expr | None:
+        return x if x.is_number or isinstance(x, stop_gradient) else None
+
+    def _eval_derivative(self, s: Any) -> Expr:
+        return S.Zero
+
+
 class sign(_Real):
     """sign(x): -1, 0 or 1."""
 
@@ -328,6 +342,7 @@ FUNCTIONS: dict[str, Any] = {
     "sigmoid": sigmoid,
     "floor": round_down,
     "uniform": uniform,
+    "stop_gradient": stop_gradient,
     "cast": cast,
     "exp": sympy.exp,
     "log": sympy.log,

@@ -131,7 +131,11 @@ class Program:
                 map_definition(p, lambda b: b.xreplace(numbers), lambda o: o, extent)
                 for p in moved.pieces
             ]
-            stages.append(Stage(moved.tensors, tuple(bound)))
+            behind = stage.backward
+            if behind is not None:
+                known = {n: v for n, v in sizes.items() if n in behind.sizes()}
+                behind = behind.bind(**known)
+            stages.append(Stage(moved.tensors, tuple(bound), behind))
         return replace(
             self,
             inputs=tuple(tensor(t) for t in self.inputs),
@@ -149,6 +153,15 @@ class Program:
         Raises FormulaError or ShapeError, see `proofs.check_program`.
         """
         return proofs.check_program(self)
+
+    def to_numpy(self) -> str:
+        """Python source of one function on NumPy arrays that computes this program: for reading
+        and checking. It returns the outputs, then what is saved, then the new states."""
+        return printer.to_numpy(self)
+
+    def to_torch(self) -> str:
+        """As `to_numpy`, on torch tensors and differentiable by autograd."""
+        return printer.to_torch(self)
 
     def __str__(self) -> str:
         """The text form; ``parse(str(program))`` gives the same program."""

@@ -391,6 +391,7 @@ _RULES: dict[Any, _Rule] = {
     f.abs_: _direct("abs"),
     sympy.Abs: _direct("abs"),
     f.sigmoid: _direct("sigmoid"),
+    f.stop_gradient: lambda self, body, own: self.emit(body.args[0], own),
     f.round_down: _floor,
     sympy.floor: _floor,
     sympy.Mod: _mod,

@@ -4,6 +4,8 @@
     split(program, ["X", "W"])    (forward that saves what backward needs, backward)
     adjoint(program, "X")         grad with the inputs it really reads
     steps(program, ["X"])         the derivation, to be read
+    stop_gradient(body)           the body as a constant of every derivative
+    custom_gradient(program, backward)    the program with a gradient that is no derivative
 """
 
 from __future__ import annotations
@@ -13,12 +15,14 @@ from dataclasses import replace
 
 from sympy import Expr
 
+from convgen.symbolic.derive.custom import custom_gradient
 from convgen.symbolic.derive.reverse import adjoints
 from convgen.symbolic.derive.steps import Step
 from convgen.symbolic.expr import Access, Definition, Stage, Tensor
+from convgen.symbolic.functions import stop_gradient
 from convgen.symbolic.program import Program
 
-__all__ = ["Step", "adjoint", "grad", "split", "steps"]
+__all__ = ["Step", "adjoint", "custom_gradient", "grad", "split", "steps", "stop_gradient"]
 
 
 def grad(
@@ -125,7 +129,7 @@ def _only(stage: Stage, used: Sequence[int]) -> Stage:
         )
         for p in stage.pieces
     )
-    return Stage(tuple(stage.tensors[i] for i in used), pieces)
+    return Stage(tuple(stage.tensors[i] for i in used), pieces, stage.backward)
 
 
 def _program(
@@ -168,4 +172,4 @@ def _retarget(stage: Stage, final: dict[str, Tensor]) -> Stage:
         )
         for p in stage.pieces
     )
-    return Stage(tuple(final[t.name] for t in stage.tensors), pieces)
+    return Stage(tuple(final[t.name] for t in stage.tensors), pieces, stage.backward)

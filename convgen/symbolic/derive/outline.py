@@ -51,6 +51,8 @@ def is_atomic(piece: Definition) -> bool:
 
 def outline(stage: Stage, name: Callable[[str], str]) -> Outlined:
     """The stages equivalent to a stage, all of the three kinds; `name` gives a free name."""
+    if stage.backward is not None:
+        return Outlined([stage])
     pieces: list[Definition] = []
     before: list[Stage] = []
     for piece in stage.pieces:

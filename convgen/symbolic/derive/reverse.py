@@ -9,6 +9,7 @@ from sympy import Expr, Integer
 
 from convgen.affine import Affine, Constraint
 from convgen.errors import DerivationError
+from convgen.symbolic.derive.custom import inline, is_first, written_by
 from convgen.symbolic.derive.folds import fold_parts
 from convgen.symbolic.derive.gather import Part, Progression, Term, solve, span
 from convgen.symbolic.derive.outline import Outlined, is_atomic, outline
@@ -76,6 +77,7 @@ class _Reverse:
         self.parts: dict[str, list[Part]] = {}
         self.behind: list[Stage] = []
         self.steps: list[Step] = []
+        self.kept: set[Tensor] = set()  # tensors that are gradients as they stand
         self.reduces = Reduces(self.name, self.behind)
 
     def name(self, wanted: str) -> str:
@@ -115,13 +117,22 @@ class _Reverse:
     def run(self) -> Adjoints:
         for outlined in reversed(self.ahead):
             for i in reversed(range(len(outlined.stages))):
-                outlined.stages[i] = self._stage(outlined.stages[i])
+                stage = outlined.stages[i]
+                if stage.backward is None:
+                    outlined.stages[i] = self._stage(stage)
+                elif is_first(self.program, stage):
+                    self._custom(stage.backward)
         results: list[Tensor] = []
         inputs = {t.name: t for t in self.program.inputs}
         for name in self.wrt:
             known = inputs[name]
+            parts = self.parts.pop(name, [])
+            whole = _whole_tensor(parts)
+            if whole is not None and whole in self.kept:
+                results.append(whole)
+                continue
             out = Tensor(self.name("d" + name), known.shape, known.dtype, "output")
-            self.behind.append(assemble(out, self.parts.pop(name, []), self.flip))
+            self.behind.append(assemble(out, parts, self.flip))
             results.append(out)
         given = tuple(self.given[t.name] for t in self.program.outputs if t.name in self.given)
         return Adjoints(
@@ -146,6 +157,26 @@ class _Reverse:
             for body, access, factor, domain in self._terms(piece, cotangents):
                 self._access(piece, body, access, factor, domain)
         return stage
+
+    def _custom(self, backward: Program) -> None:
+        """Put a program with given gradients in the place of derivatives."""
+        cotangents: dict[str, Tensor] = {}
+        for tensor in written_by(self.program, backward):
+            if not tensor.dtype.is_float:
+                continue
+            found = self._cotangent(tensor)
+            if found is None:
+                found = Tensor(self.name("d" + tensor.name), tensor.shape, tensor.dtype, "temporary")
+                self.behind.append(assemble(found, []))
+            cotangents["d" + tensor.name] = found
+        stages, results = inline(backward, cotangents, self.name)
+        self.behind += stages
+        self.kept |= set(results.values())
+        for name, tensor in results.items():
+            if name in self.active:
+                names = tuple(f"e{j}" for j in range(tensor.rank))
+                self.parts.setdefault(name, []).append(_identity(tensor, names))
+                self.steps.append(Step(name, "custom gradient", f"{tensor.name} of {backward.name}"))
 
     def _cotangent(self, tensor: Tensor) -> Tensor | None:
         """The cotangent of a tensor, its contributions added up; None when there are none."""
@@ -282,6 +313,13 @@ class _Reverse:
 def _out_of(piece: Definition, value: Expr) -> Access:
     """The element that a value of a piece is written to."""
     return next(o for o, v in zip(piece.outs, piece.values, strict=True) if v == value)
+
+
+def _whole_tensor(parts: Sequence[Part]) -> Tensor | None:
+    """The tensor that the parts are, when they are one tensor as it stands (see _identity)."""
+    if len(parts) == 1 and not parts[0].solution and isinstance(parts[0].body, Access):
+        return parts[0].body.tensor
+    return None
 
 
 def _identity(tensor: Tensor, names: tuple[str, ...]) -> Part:
