@@ -193,6 +193,6 @@ def test_tightening_keeps_every_point() -> None:
         ]
         box = {"i": (0, 6), "j": (-2, 5)}
         small = tighten(box, guards)
-        for i, j in itertools.product(range(0, 6), range(-2, 5)):
+        for i, j in itertools.product(range(6), range(-2, 5)):
             if all(g.holds({"i": i, "j": j}) for g in guards):
                 assert small["i"][0] <= i < small["i"][1] and small["j"][0] <= j < small["j"][1]
