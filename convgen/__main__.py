@@ -42,6 +42,109 @@ def knobs(as_json: bool) -> None:
     _print_table(("variable", "value", "from", "accepts", "meaning"), table)
 
 
+@cli.command(epilog=_example("convgen demo --seed 1 --output my-demo"))
+@click.option("--mnist", type=click.Path(path_type=Path), help="Folder with MNIST's IDX files.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("convgen-demo"),
+    show_default=True,
+    help="Folder for pictures, weights and the checkpoint.",
+)
+@click.option("--epochs", type=click.IntRange(1), help="Default: 30, or 3 with MNIST.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--threads", type=click.IntRange(1), help="Default: all cores.")
+@click.option("--resume", type=click.Path(path_type=Path), help="A checkpoint to continue from.")
+@_JSON
+def demo(as_json: bool, **options: Any) -> None:
+    """Train LeNet-5 on real handwritten digits, from formulas, and show every step."""
+    from convgen.demo import run
+
+    result = run(quiet=as_json, **options)
+    if as_json:
+        click.echo(json.dumps(result))
+
+
+@cli.command(epilog=_example("convgen show 'Conv2d(3, 8, 3, stride=2)' --input 1,3,32,32"))
+@click.argument("subject")
+@click.option("--shape", "shapes", multiple=True, help="NAME=EXTENT,... of a formula's tensor.")
+@click.option("--input", "input_shape", help="Shape of a layer's or network's input, with batch.")
+@click.option("--wrt", multiple=True, help="Gradients to show (default: all). Repeatable.")
+@click.option(
+    "--form",
+    type=click.Choice(["text", "unicode", "latex", "numpy", "torch"]),
+    default="text",
+    show_default=True,
+)
+@_JSON
+def show(
+    subject: str,
+    shapes: tuple[str, ...],
+    input_shape: str | None,
+    wrt: tuple[str, ...],
+    form: str,
+    as_json: bool,
+) -> None:
+    """Show a formula with its derived gradients, or a network's table.
+
+    SUBJECT is a formula with --shape, a layer such as 'Conv2d(3, 8, 3)' with --input, FILE.py:NAME
+    (that file is run), zoo:NAME[,key=value], or a saved network.
+    """
+    from convgen.layers.base import Layer
+    from convgen.runtime import subject as subjects
+    from convgen.symbolic.derive import grad
+    from convgen.zoo import NETWORKS
+
+    found = subjects.resolve(subject, shapes=shapes, input=input_shape, zoo=NETWORKS)
+    if found.ran is not None:
+        click.echo(f"ran {found.ran}", err=True)
+    program = found.program
+    if program is None and isinstance(found.module, Layer) and found.shape is not None:
+        program = found.module.program(found.shape)
+    if program is None:
+        _show_network(found, as_json)
+        return
+    backward = grad(program, list(wrt) or None)
+    texts = [_in_form(p, form) for p in (program, backward)]
+    if as_json:
+        click.echo(json.dumps({"program": texts[0], "gradient": texts[1]}))
+        return
+    click.echo("\n\n".join(texts))
+
+
+def _in_form(program: Any, form: str) -> str:
+    if form == "text":
+        return str(program)
+    return getattr(program, {"numpy": "to_numpy", "torch": "to_torch"}.get(form, form))()
+
+
+def _show_network(found: Any, as_json: bool) -> None:
+    from convgen.runtime.module import trace
+    from convgen.runtime.table import rows_of
+
+    graph = trace(found.module, [found.shape])
+    rows = rows_of(graph)
+    totals = {
+        "parameters": graph.parameter_count(),
+        "multiply_adds": graph.multiply_adds() // max(found.shape[0], 1),
+    }
+    if as_json:
+        click.echo(json.dumps({"name": found.name, **totals, "layers": rows}))
+        return
+    cells = [
+        (
+            row["path"],
+            row["layer"],
+            "×".join(map(str, row["shape"])),
+            f"{row['parameters']:,}" if row["parameters"] else "",
+            f"{row['multiply_adds']:,}" if row["multiply_adds"] else "",
+        )
+        for row in rows
+    ]
+    cells.append(("", "total", "", *(f"{v:,}" for v in totals.values())))
+    _print_table(("", "layer", "output", "parameters", "multiply-adds"), cells)
+
+
 @cli.group()
 def bench() -> None:
     """Measure this machine and the kernels convgen makes for it."""

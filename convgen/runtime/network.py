@@ -21,6 +21,7 @@ from convgen.runtime.data.stream import Stream, run_seed
 from convgen.runtime.module import Graph, Module, trace
 from convgen.runtime.plan import Plan, Weights, inference_plan, part, training_plan
 from convgen.runtime.progress import Epoch
+from convgen.runtime.table import rows_of
 from convgen.runtime.threads import thread_count
 from convgen.symbolic.program import Program
 from convgen.target import target as target_of
@@ -344,24 +345,8 @@ class Network:
         checkpoint.save_network(Path(path), self)
 
     def table(self) -> list[dict[str, Any]]:
-        """One row a layer: path, layer, output shape, parameters, multiply_adds (per sample)."""
-        rows: list[dict[str, Any]] = []
-        counted: set[str] = set()
-        for node in self.graph.nodes:
-            shapes = [self.graph.values[i].shape for i in node.inputs]
-            specs = node.layer.parameters(*shapes) if node.path not in counted else ()
-            counted.add(node.path)
-            count = sum(int(np.prod(s.shape, dtype=np.int64)) for s in specs if s.trained)
-            rows.append(
-                {
-                    "path": node.path,
-                    "layer": repr(node.layer),
-                    "shape": list(self.graph.values[node.output].shape),
-                    "parameters": count,
-                    "multiply_adds": node.layer.multiply_adds(*shapes) // max(shapes[0][0], 1),
-                }
-            )
-        return rows
+        """One row a layer, see `convgen.runtime.table.rows_of`."""
+        return rows_of(self.graph)
 
 
 def _same(a: Setup, b: Setup) -> bool:
