@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from convgen.affine import Affine
@@ -44,6 +44,26 @@ class Emitter:
 
     def set(self, register: Register, value: Expr) -> None:
         self.add(Set(register.name, value))
+
+    def assign(self, registers: Sequence[Register], values: Sequence[Expr]) -> None:
+        """Set registers all at once: values may read what another register held before."""
+        taken = {r.name for r in registers}
+        ready: list[Expr] = []
+        for register, value in zip(registers, values, strict=True):
+            if isinstance(value, Register) and value.name in taken and value != register:
+                copy = Register(self.register("old"), value.dtype, value.lanes)
+                self.set(copy, value)
+                value = copy
+            ready.append(value)
+        for register, value in zip(registers, ready, strict=True):
+            if register != value:
+                self.set(register, widen(value, register.lanes))
+
+    def rewritten(self, buffer: str) -> None:
+        """What was loaded from the buffer before is not offered any more."""
+        for numbers in self._numbers:
+            for value in [v for v in numbers if getattr(v, "buffer", None) == buffer]:
+                del numbers[value]
 
     def share(self, value: Expr, stem: str = "t") -> Expr:
         """An atom that has the value: constants and indices stay, the rest is put in a register."""

@@ -135,6 +135,8 @@ class NestWriter:
     def _produce(self, producer: Attached, scope: Scope) -> None:
         inside = replace(scope, interior=False, versioned=False, lanes=1, valid=1)
         NestWriter(producer.nest, self.room, {}).write(inside)
+        for store in producer.nest.stores:
+            self.emitter.rewritten(store.buffer)
 
     # -- the tile ------------------------------------------------------------------------------
 

@@ -190,9 +190,7 @@ class Reducing:
             self.emitter.set(register, Const(identity.value, register.dtype, lanes))
 
         def join(part: Sequence[Expr]) -> None:
-            new = self._combined(total, part)
-            for register, value in zip(total, new, strict=True):
-                self.emitter.set(register, widen(value, lanes))
+            self.emitter.assign(total, self._combined(total, part))
 
         def leaf(inside: Scope) -> None:
             inner = Tile(self.factored, vector, self.tile.lanes)

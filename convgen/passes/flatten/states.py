@@ -70,9 +70,7 @@ class RegisterStates:
         return list(self.registers[self._key(scope)])
 
     def write(self, scope: Scope, state: Sequence[Expr]) -> None:
-        for register, value in zip(self.registers[self._key(scope)], state, strict=True):
-            if register != value:
-                self.emitter.set(register, widen(value, register.lanes))
+        self.emitter.assign(self.registers[self._key(scope)], state)
 
 
 @dataclass(frozen=True, slots=True)
