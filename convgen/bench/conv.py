@@ -79,8 +79,9 @@ class Subject:
         return self.kernel(*self._inputs, out=self.out)
 
     def prepared(self) -> Callable[[], object] | None:
-        """A call with the weights packed ahead; None where the schedule packs nothing of them."""
-        if self.which == "weights":
+        """A call with the weights packed ahead; None where the schedule packs
+        nothing, or more than the weights."""
+        if tuple(self.kernel.report().packs) != ("W",):
             return None
         packed = self.kernel.prepare(W=self.arrays["W"])
         inputs = [packed if t.name == "W" else self.arrays[t.name] for t in self.program.inputs]
