@@ -8,7 +8,7 @@ model without a row gets the default.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from convgen.ir.nodes import Kernel, Load, Nest, Op
 from convgen.ir.layout import size_in_elements
@@ -22,13 +22,16 @@ from convgen.target import Target
 class Machine:
     """Constants of a CPU, for one core.
 
-    fma_rate    vector operations per cycle         load_rate  vector loads per cycle
+    fma_bits    bits of multiply-adds per cycle     load_bits  bits loaded per cycle
+    fma_rate, load_rate   the same in vectors of the target, two at most per cycle
     latency     cycles of a dependent multiply-add  gather     cycles per gathered element
     l2, l3, memory   bytes per cycle from each level
     scatter     cycles per element stored or copied with a step
     copy        cycles per element copied in order
     """
 
+    fma_bits: int = 1024
+    load_bits: int = 1024
     fma_rate: float = 2.0
     load_rate: float = 2.0
     latency: float = 4.0
@@ -40,24 +43,31 @@ class Machine:
     copy: float = 0.3
 
 
+# Weights that no machine differs in.
 OVERLAP = 0.05  # share of the hidden work that still shows
+CODE = 1e-4  # what a statement of the tile adds: equal candidates are told apart by size
 
-# First word that occurs in the model's own name for itself decides.
+# The first row whose text occurs in the model's own name for itself.
 MACHINES: dict[str, Machine] = {
-    "EPYC": Machine(l2=32.0, l3=24.0, memory=10.0),
-    "Ryzen": Machine(l2=32.0, l3=24.0, memory=10.0),
+    "EPYC (family 26": Machine(l3=24.0, memory=10.0),
+    "EPYC (family 25": Machine(fma_bits=512, load_bits=512, l3=24.0, memory=8.0),
+    "Ryzen (family 25": Machine(fma_bits=512, load_bits=512, l3=24.0, memory=8.0),
+    "EPYC": Machine(fma_bits=512, load_bits=512, l3=20.0),
     "Xeon": Machine(l2=48.0, l3=10.0, memory=5.0),
-    "Neoverse": Machine(fma_rate=4.0, load_rate=3.0, l2=32.0),
+    "0xd": Machine(fma_bits=512, load_bits=384),
 }
 DEFAULT_MACHINE = Machine()
 
 
 def machine_of(target: Target) -> Machine:
-    """The row of the table for a target, or the default row."""
-    for word, machine in MACHINES.items():
-        if word in target.cpu_model:
-            return machine
-    return DEFAULT_MACHINE
+    """The row of the table for a target, or the default row; rates for its vectors."""
+    rows = (machine for word, machine in MACHINES.items() if word in target.cpu_model)
+    machine = next(rows, DEFAULT_MACHINE)
+    return replace(
+        machine,
+        fma_rate=min(2.0, machine.fma_bits / target.vector_bits),
+        load_rate=min(2.0, machine.load_bits / target.vector_bits),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,9 +230,23 @@ def score(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
             inner = _tile_cycles(facts, candidate, height, vectors, packs, machine)
             once = _store_cycles(facts, candidate, height, width, vectors, machine)
             total += outer * chunks.count(width) * (iterations * inner + once + 12)
+        total *= 1 + CODE * height * -(-candidate.width // lanes) * weight(facts, candidate, packs)
         if not pack or total < cycles:
             cycles, kept = total, frozenset(packs)
     return Candidate(candidate.vector, candidate.width, candidate.tile, kept, cycles)
+
+
+def weight(facts: Facts, candidate: Candidate, packs: frozenset[str] | set[str]) -> float:
+    """About how many instructions one point of the tile takes: a gathered vector is many."""
+    total = facts.operations
+    for operand in facts.operands:
+        strided = operand.strides.get(candidate.vector, 0) not in (0, 1)
+        if strided and not (operand.body and operand.load.buffer in packs):
+            total += 2 * facts.lanes
+    for strides in facts.store_strides:
+        if not facts.reduces and strides.get(candidate.vector, 0) not in (0, 1):
+            total += 2 * facts.lanes
+    return total
 
 
 def _tile_count(extent: int, cover: tuple[int, ...]) -> int:

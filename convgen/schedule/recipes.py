@@ -26,6 +26,7 @@ from convgen.schedule.cost import (
     heights,
     machine_of,
     score,
+    weight,
 )
 from convgen.schedule.directives import (
     Directive,
@@ -219,7 +220,7 @@ class _Recipe:
         elif facts.outputs:
             self.note("runs without vectors, which the cost model finds cheapest")
         if facts.reduces:
-            self.unroll_reduces()
+            self.unroll_reduces(weight(facts, chosen, chosen.packs))
             self.carry_states()
 
     def cut_vector(self, chosen: Candidate, facts: Facts) -> str:
@@ -339,7 +340,7 @@ class _Recipe:
 
     # -- both ------------------------------------------------------------------------------------
 
-    def unroll_reduces(self) -> None:
+    def unroll_reduces(self, statements: float) -> None:
         """Unroll the innermost reduce loops while the code stays short and what neighbouring
         iterations share fits the registers."""
         nest = self.nest
@@ -349,7 +350,7 @@ class _Recipe:
             count = loop_extent(nest, loop)
             size *= -(-count // facts.lanes) if loop.kind is LoopKind.VECTOR else count
         for number in range(len(nest.reduces)):
-            copies = size
+            copies = size * statements
             for loop in reversed([o for o in nest.loops if o.reduce == number]):
                 if loop.extent < 2:
                     continue

@@ -173,7 +173,7 @@ class Pack(Directive):
 
     def _layout(self, nest: Nest, source: Buffer, reads: Sequence[Load]) -> Layout:
         """Named dimensions last (blocks where they can be), the others as the loops walk them."""
-        halo = _halo(nest, source, reads)
+        halo = list(_halo(nest, source, reads))
         load = reads[0]
         blocks: list[tuple[int, int]] = []
         last: list[int] = []
@@ -183,6 +183,7 @@ class Pack(Directive):
             size = _block_size(nest, load.index[dim], name)
             if size and size < source.shape[dim] and halo[dim] == (0, 0):
                 blocks.append((dim, size))
+                halo[dim] = (0, -source.shape[dim] % size)
             else:
                 last.append(dim)
         place = {loop.name: i for i, loop in enumerate(nest.loops)}
@@ -195,7 +196,7 @@ class Pack(Directive):
         order = [d for d in source.layout.order if d not in last]
         if self.loops:
             order.sort(key=position)
-        kept = halo if any(h != (0, 0) for h in halo) else ()
+        kept = tuple(halo) if any(h != (0, 0) for h in halo) else ()
         return Layout((*order, *last), tuple(blocks), kept)
 
 
@@ -250,12 +251,11 @@ def _copy_loops(
     extent, axis = packed.shape[dim], f"i{dim}"
     low, high = halo_of(packed.layout, dim)
     size = dict(packed.layout.blocks).get(dim, 0)
-    padding = -(low + extent + high) % size if size else 0
-    total = low + extent + high + padding
+    total = low + extent + high
     segments = [Segment(0, 1, low)]
     for part in _steps(low, extent, size or step or extent):
         segments.append(part)
-    segments += [Segment(low + extent, 1, high), Segment(total - padding, 1, padding)]
+    segments.append(Segment(low + extent, 1, high))
     segments = [s for s in segments if s.count and s.size]
     inside = Affine.of(f"{axis}_in")
     if len(segments) > 1:

@@ -71,7 +71,6 @@ def nest(
 ) -> Nest:
     sizes = {**outputs, **(reduce or {})}
     loops = tuple(Loop(a, e, reduce=None if a in outputs else 0) for a, e in sizes.items())
-    position = var("")
     position = Affine()
     for axis, extent in (reduce or {}).items():
         position = position * extent + var(axis)
