@@ -154,6 +154,18 @@ class Program:
         """
         return proofs.check_program(self)
 
+    def unicode(self) -> str:
+        """Unicode mathematics, one line for each definition."""
+        return printer.unicode(self)
+
+    def latex(self) -> str:
+        """LaTeX, an ``aligned`` block without dollar signs."""
+        return printer.latex(self)
+
+    def _repr_latex_(self) -> str:
+        """What a notebook shows."""
+        return f"$$\n{printer.latex(self)}\n$$"
+
     def to_numpy(self) -> str:
         """Python source of one function on NumPy arrays that computes this program: for reading
         and checking. It returns the outputs, then what is saved, then the new states."""

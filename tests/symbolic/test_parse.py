@@ -175,8 +175,8 @@ constant K: f32[3] = [1, 1/2, -1]
 output Y: f64[N, 6]
 output A: f32[12]
 M[i] = norm(n: X[n, i])
-V[n, i] = widest(j < 3: K[j] * X[n, i])
-Y[n, i] = M[i] * W[i] + V[n, i] / N
+V[n, i] = widest(j: X[n, i] * K[j])
+Y[n, i] = W[i] * M[i] + V[n, i] / N
 A[2*u] = s[u]
 A[2*u + 1] = M[u]
 new[i] = 0.9 * s[i] + A[2*i]
