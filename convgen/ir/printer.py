@@ -245,7 +245,9 @@ def names_of(nest: Nest) -> Names:
 
 
 def _nest_lines(nest: Nest, pad: str) -> list[str]:
-    lines = [f"{pad}{axis} = {value.text()}" for axis, value in nest.axes if value.single != axis]
+    order = {name: i for i, lp in enumerate(nest.loops) for name in (lp.name, lp.base) if name}
+    named = [(axis, value) for axis, value in nest.axes if value.single != axis]
+    lines = [f"{pad}{axis} = {value.text(order)}" for axis, value in named]
     first = _first_reduce(nest)
     tile = [lp for lp in nest.loops[first:] if lp.reduce is None]
     names = names_of(nest)
