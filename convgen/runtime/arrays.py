@@ -44,7 +44,7 @@ def as_array(value: Any, tensor: Tensor, where: str) -> Array:
 
 def _dtype_text(array: Array) -> str:
     order = "" if array.dtype.isnative else " in foreign byte order"
-    return f"{array.dtype.name}{order}"
+    return f"{np.dtype(array.dtype).name}{order}"
 
 
 def shape_text(tensor: Tensor) -> str:
@@ -100,7 +100,7 @@ def plain(array: Array) -> tuple[Array, str]:
     return np.array(array, order="C", copy=True), why
 
 
-def check_written(array: Any, name: str, shape: tuple[int, ...], dtype: str, where: str) -> Array:
+def check_written(value: Any, name: str, shape: tuple[int, ...], dtype: str, where: str) -> Array:
     """An array that the kernel writes: DataError unless it is a writable, contiguous, aligned
     ndarray of that shape and dtype."""
 

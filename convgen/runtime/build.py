@@ -7,7 +7,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from convgen import knobs
@@ -134,11 +134,7 @@ def _compile(
     """The road: formula, loops, schedule, statements, machine code."""
     kernel = lower(program)
     if in_place:
-        results = {t.name for t in program.outputs} | set(program.saved)
-        inside = [u for u in program.updates if u[1] not in results]
-        kernel, left = update_in_place(kernel, inside)
-        outside = [u for u in program.updates if u[1] in results]
-        kernel = copy_updates(kernel, (*left, *outside))
+        kernel = _with_updates(kernel, program)
     stages = pipeline.build_stages(kernel, schedule, machine)
     artifact = _backend().compile_kernel(stages.flat, machine)
     texts = {"loops": kernel_text(stages.scheduled), "llvm": artifact.ir, "asm": artifact.asm}
@@ -157,6 +153,21 @@ def _compile(
         packed=writes,
         offsets=workspace.offsets,
         workspace_bytes=workspace.total_bytes,
+    )
+
+
+def _with_updates(kernel: Kernel, program: Program) -> Kernel:
+    """The kernel with the program's updates carried out, straight into the states where that is
+    safe; new values that are no results of the program become temporaries."""
+    results = {t.name for t in program.outputs} | set(program.saved)
+    kernel, left = update_in_place(kernel, [u for u in program.updates if u[1] not in results])
+    kernel = copy_updates(kernel, [*left, *(u for u in program.updates if u[1] in results)])
+    inner = {new for _, new in program.updates} - results
+    return replace(
+        kernel,
+        buffers=tuple(
+            replace(b, role="temporary") if b.name in inner else b for b in kernel.buffers
+        ),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from convgen.errors import DataError, ShapeError
+from convgen.errors import DataError, InternalError, ShapeError
 from convgen.runtime.arrays import (
     Array,
     as_array,
@@ -415,5 +415,5 @@ def _addresses(
             start = packed if argument.name in built.packed else base
             addresses.append(start + built.offsets[argument.name])
         else:
-            addresses.append(0)
+            raise InternalError(f"nothing to bind {argument.name} to", stage="kernel")
     return addresses
