@@ -210,7 +210,7 @@ def conv(
 
     chosen = cases.cases(names)
     columns = ["case", "pass", "layout", "threads", "prepared", "GFLOP/s", "of peak", "ms"]
-    columns += ["min..max", "peer", "peer GFLOP/s", "ratio"]
+    columns += ["min..max", "peer", "peer GFLOP/s", "ratio", "error"]
     rows: list[Any] = []
     click.echo("  ".join(f"{c:>{_WIDTHS[i]}}" for i, c in enumerate(columns)))
     measured = kernels.measure(
@@ -234,7 +234,7 @@ def conv(
         click.echo(f"wrote {file}")
 
 
-_WIDTHS = (9, 7, 6, 7, 8, 8, 7, 8, 15, 10, 12, 5)
+_WIDTHS = (9, 7, 6, 7, 8, 8, 7, 8, 15, 10, 12, 5, 7)
 
 
 def _cells(row: Any) -> list[str]:
@@ -242,8 +242,8 @@ def _cells(row: Any) -> list[str]:
     cells = [row.case, row.which, row.layout, str(row.threads), "yes" if row.prepared else "no"]
     cells += [f"{row.gflops:.1f}", f"{row.share_of_peak:.1%}", f"{row.milliseconds:.3f}", spread]
     if row.peer is None:
-        return [*cells, "-", "-", "-"]
-    return [*cells, row.peer, f"{row.peer_gflops:.1f}", f"{row.ratio:.2f}"]
+        return [*cells, "-", "-", "-", "-"]
+    return [*cells, row.peer, f"{row.peer_gflops:.1f}", f"{row.ratio:.2f}", f"{row.error:.1e}"]
 
 
 def _print_table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:

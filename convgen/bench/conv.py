@@ -14,12 +14,15 @@ from convgen.bench.cases import PASSES, Case
 from convgen.bench.peak import PeakLoop, measure_peak
 from convgen.bench.peers import PEERS
 from convgen.bench.timing import Timing, interleave
+from convgen.errors import InternalError
 from convgen.runtime import kernel as kernels
 from convgen.symbolic.program import Program
 from convgen.target import target
-from convgen.types import DType, f32
+from convgen.types import DType, f32, f64
 
 Array = NDArray[Any]
+# Of the largest element; a sum of thousands of products in another order differs by less.
+_TOLERANCE = {f32: 1e-4, f64: 1e-11}
 _RESULT = {"forward": "Y", "input": "X", "weights": "W"}
 
 
@@ -126,6 +129,12 @@ def _measure_one(
     for call in with_peers.values():
         worst = _error(subject, call())
         error = worst if error is None else max(error, worst)
+    if error is not None and not error <= _TOLERANCE[subject.dtype]:
+        raise InternalError(
+            f"{subject.which} of {subject.case.name} differs from its peer by {error:.1e}",
+            stage="bench.conv",
+            dump=f"{subject.program}\nschedule {subject.kernel.schedule}",
+        )
     fastest = [math.inf]
 
     def spin() -> None:
