@@ -95,8 +95,6 @@ class Reducing:
             self._add_product(product, place)
             return
         lifted = self._lifted(place)
-        if lifted is None:
-            return
         old = self.states.read(scope)
         with self.emitter.forgetting():
             self.states.write(scope, self._masked(mask, self._combined(old, lifted), old))
@@ -128,9 +126,9 @@ class Reducing:
 
     def _add_product(self, product: Op, place: Place) -> None:
         """state = x * y + state, rounded once."""
-        x, y = (self.values.of(a, place) for a in product.args)
-        if any(isinstance(a, Const) and a.value == 0 for a in (x, y)):
+        if self.values.is_zero(product, place):
             return
+        x, y = (self.values.of(a, place) for a in product.args)
         old = self.states.read(place.scope)
         lanes, dtype = old[0].lanes, product.dtype
         args = tuple(self.values.wide(a, lanes) for a in (x, y))
@@ -142,12 +140,10 @@ class Reducing:
         with self.emitter.forgetting():
             self.states.write(place.scope, self._masked(place.mask, [new], old))
 
-    def _lifted(self, place: Place) -> list[Expr] | None:
-        """The state of one element; None where it adds nothing."""
+    def _lifted(self, place: Place) -> list[Expr]:
+        """The state of one element."""
         combiner = self.node.combiner
         element = self.values.of(self.node.body, place)
-        if isinstance(element, Const) and element.value == 0 and self._product() is not None:
-            return None
         params = {"v": element}
         if any(_mentions(one, "p") for one in combiner.lift):
             params["p"] = self.values.of(Index(self.node.position), place)

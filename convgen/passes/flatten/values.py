@@ -70,8 +70,8 @@ class Values(ABC):
         if isinstance(expr, Load):
             return self.load(expr, place)
         if isinstance(expr, Op):
-            if expr.name == "mul" and (zero := self._zero_factor(expr, place)) is not None:
-                return zero
+            if self.is_zero(expr, place):
+                return Const(0, expr.dtype)
             return self.op(expr.name, [self.of(a, place) for a in expr.args], expr)
         raise InternalError(f"no nest holds a {type(expr).__name__}", stage="flatten")
 
@@ -104,14 +104,14 @@ class Values(ABC):
             return value
         return self.op("cast", [value], Op("cast", (value,), like.dtype))
 
-    def _zero_factor(self, expr: Op, place: Place) -> Const | None:
-        """0 when a factor is an element of a constant tensor that is 0."""
-        for arg in expr.args:
-            if isinstance(arg, Load) and self.buffers[arg.buffer].role == "constant":
-                value = self.of(arg, place)
-                if isinstance(value, Const) and value.value == 0:
-                    return Const(0, expr.dtype)
-        return None
+    def is_zero(self, expr: Expr, place: Place) -> bool:
+        """True for an element of a constant tensor that is 0, and for a product with one."""
+        if isinstance(expr, Load) and self.buffers[expr.buffer].role == "constant":
+            value = self.of(expr, place)
+            return isinstance(value, Const) and value.value == 0
+        if isinstance(expr, Op) and expr.name == "mul":
+            return any(self.is_zero(a, place) for a in expr.args)
+        return False
 
     # -- integers ------------------------------------------------------------------------------
 
