@@ -17,7 +17,7 @@ def round_float(value: Fraction | float, bits: int) -> float:
     (0.10000000149011612, 0.1)
     """
     if isinstance(value, float):
-        if bits == 64 or not math.isfinite(value) or value == 0:
+        if bits == 64 or not math.isfinite(value) or not value:
             return value
         value = Fraction(value)
     if value == 0:

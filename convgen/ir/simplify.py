@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping
 from fractions import Fraction
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from convgen.affine import Affine, Atom, Constraint, FloorDiv, Mod
 from convgen.ir.nodes import Const, Expr, Index, Op
@@ -228,8 +229,8 @@ def _simplify_op(op: Op, ranges: Ranges) -> Expr:
         return a.args[0]
     if op.name == "select":
         if isinstance(a, Const):
-            return b if a.value else op.args[2]
-        return b if b == op.args[2] else op
+            return list(op.args)[1 if a.value else 2]
+        return b if all(other == b for other in op.args[2:]) else op
     if op.name in ("add", "sub", "mul", "div", "and", "or", "max", "min"):
         return _simplify_binary(op, a, b)
     return op
@@ -281,18 +282,18 @@ def _integer(expr: Expr) -> Affine | None:
     return None
 
 
-_FOLDS: dict[str, Callable[..., Fraction | int]] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "neg": lambda a: -a,
-    "abs": abs,
+_FOLDS: dict[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "neg": operator.neg,
+    "abs": operator.abs,
     "max": max,
     "min": min,
-    "eq": lambda a, b: int(a == b),
-    "lt": lambda a, b: int(a < b),
-    "le": lambda a, b: int(a <= b),
-    "cast": lambda a: a,
+    "eq": operator.eq,
+    "lt": operator.lt,
+    "le": operator.le,
+    "cast": operator.pos,
 }
 
 

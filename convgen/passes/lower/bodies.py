@@ -56,7 +56,7 @@ def number(body: Body) -> Fraction | float | None:
     value: Any = body.evalf(40)
     if not isinstance(value, (sympy.Rational, sympy.Float)):
         return None
-    exact = sympy.Rational(value)  # of a Float too
+    exact: Any = sympy.Rational(value)  # of a Float too
     return Fraction(int(exact.p), int(exact.q))
 
 
@@ -194,7 +194,7 @@ class BodyLowering:
     def _emit_sum(self, body: Body, own: DType) -> Expr:
         """Terms with a negative coefficient are subtracted; a positive one comes first."""
         terms: list[tuple[bool, Body]] = []
-        for term in sorted(body.args, key=self.key):
+        for term in sorted(sympy.Add.make_args(body), key=self.key):
             coefficient, rest = term.as_coeff_Mul()
             negative = bool(coefficient.is_negative)
             terms.append((negative, -coefficient * rest if negative else term))
@@ -283,9 +283,10 @@ def _folded(name: str) -> _Rule:
     """max and min, of two arguments or of sympy's many."""
 
     def rule(self: BodyLowering, body: Any, own: DType) -> Expr:
-        args = [self.emit(a, own) for a in sorted(body.args, key=self.key)]
-        if isinstance(body, (f.maximum, f.minimum)):
-            args = [self.emit(a, own) for a in body.args]
+        operands: list[Any] = list(body.args)
+        if isinstance(body, (sympy.Max, sympy.Min)):
+            operands.sort(key=self.key)
+        args = [self.emit(a, own) for a in operands]
         total = args[0]
         for arg in args[1:]:
             total = Op(name, (total, arg), own)

@@ -9,6 +9,9 @@ body gives a float from integers (exp in logsumexp), the state is f32.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import sympy
 from sympy import Expr as Body
 from sympy import Symbol
@@ -40,14 +43,14 @@ def lower_reduction(reduction: Reduction, element: DType) -> Combiner:
     kinds = [d or own for d in reduction.dtypes]
     for _ in kinds:  # a state that combines to a float is a float
         kinds = _widen(reduction, own, kinds)
-    symbols, lowering = _environment(reduction, own, kinds)
+    place, lowering = _environment(reduction, own, kinds)
 
     def emit(body: Body, dtype: DType) -> Expr:
-        return lowering.emit(body.xreplace(symbols), dtype)
+        return lowering.emit(place(body), dtype)
 
     project: list[Expr] = []
     for body in reduction.project:
-        dtype = lowering.type_of(body.xreplace(symbols)) or kinds[0]
+        dtype = lowering.type_of(place(body)) or kinds[0]
         project.append(emit(body, dtype))
     return Combiner(
         reduction.name,
@@ -62,13 +65,13 @@ def lower_reduction(reduction: Reduction, element: DType) -> Combiner:
 
 
 def _widen(reduction: Reduction, own: DType, kinds: list[DType]) -> list[DType]:
-    symbols, lowering = _environment(reduction, own, kinds)
+    place, lowering = _environment(reduction, own, kinds)
     found: list[DType] = []
     for lift, combine, declared, kind in zip(
         reduction.lift, reduction.combine, reduction.dtypes, kinds, strict=True
     ):
         for body in (lift, combine):
-            seen = lowering.type_of(body.xreplace(symbols))
+            seen = lowering.type_of(place(body))
             if declared is None and seen is not None and seen.is_float:
                 kind = promote(kind, seen)
         found.append(kind)
@@ -77,7 +80,8 @@ def _widen(reduction: Reduction, own: DType, kinds: list[DType]) -> list[DType]:
 
 def _environment(
     reduction: Reduction, own: DType, kinds: list[DType]
-) -> tuple[dict[Symbol, Result], BodyLowering]:
+) -> tuple[Callable[[Body], Body], BodyLowering]:
+    """(placeholders become Results in a body, what lowers such a body)."""
     params: list[tuple[Symbol, Param]] = [
         (ELEMENT, Param("v", own)),
         (POSITION, Param("p", i64)),
@@ -88,7 +92,12 @@ def _environment(
     order = sorted(range(len(params)), key=lambda i: params[i][1].name)
     symbols = {params[i][0]: Result(_PLACES, place) for place, i in enumerate(order)}
     results: dict[Result, Expr] = {symbols[symbol]: param for symbol, param in params}
-    return symbols, BodyLowering({}, {}, {}, results, in_reduce=True)
+
+    def place(body: Body) -> Body:
+        placed: Any = body.xreplace(symbols)
+        return placed
+
+    return place, BodyLowering({}, {}, {}, results, in_reduce=True)
 
 
 def _identity(body: Body, dtype: DType) -> Const:
