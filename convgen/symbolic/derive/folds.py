@@ -22,21 +22,24 @@ def runs(
 
     >>> from convgen.symbolic.boundary import CIRCULAR, REFLECT, REPLICATE
     >>> list(runs(REFLECT, -2, 6, 5)), list(runs(CIRCULAR, -2, 5, 5))
-    ([(-2, 2, 2, -1), (5, 1, 3, 0)], [(-2, 2, 3, 1)])
+    ([(-2, 2, 2, -1), (5, 1, 3, -1)], [(-2, 2, 3, 1)])
     >>> list(runs(REPLICATE, -2, 5, 5))
     [(-2, 2, 0, 0)]
     """
     for side in (range(low, 0), range(extent, high)):
+        outward = -1 if side.start < 0 else 1
         start = 0
         targets = [boundary.fold(i, extent) for i in side]
         while start < len(targets):
             first = targets[start]
             assert first is not None
-            slope = 0
             stop = start + 1
             if stop < len(targets):
                 slope = (targets[stop] or 0) - first
-                slope = slope if abs(slope) <= 1 else 0
+            else:  # a single element goes on as the rule would further out
+                slope = ((boundary.fold(side[start] + outward, extent) or 0) - first) * outward
+            slope = slope if abs(slope) <= 1 else 0
+            if stop < len(targets):
                 while stop < len(targets) and targets[stop] == first + slope * (stop - start):
                     stop += 1
             yield side[start], stop - start, first, slope

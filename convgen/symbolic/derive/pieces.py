@@ -17,6 +17,7 @@ from convgen.affine import Affine, Constraint
 from convgen.symbolic.derive.gather import Digits, Part, Progression, span
 from convgen.symbolic.expr import (
     Access,
+    Axis,
     Definition,
     Domain,
     Range,
@@ -25,9 +26,13 @@ from convgen.symbolic.expr import (
     Size,
     Stage,
     Tensor,
+    accesses_of,
+    affine_body,
+    affine_of,
     axes_of,
     substitute,
 )
+from convgen.symbolic.functions import round_down
 from convgen.symbolic.indexmath import (
     ceil_div,
     digit_values,
@@ -257,8 +262,24 @@ def _value(
         return coefficient * core
     if not sums:
         sums = [Range(names.take("t"), 0, 1)]
+    if not constraints:
+        outer, core = _split_factors(core, {r.axis for r in sums})
+        coefficient *= outer
     reduces.append(Reduce(Domain(tuple(sums), tuple(constraints)), SUM, core))
     return coefficient * Result(len(reduces) - 1)
+
+
+def _split_factors(core: Expr, over: set[str]) -> tuple[Expr, Expr]:
+    """(outer, inner): the factors that do not depend on the axes of the sum, and the others. What
+    leaves out terms stays inside."""
+    factors = sympy.Mul.make_args(core)
+
+    def stays(factor: Expr) -> bool:
+        kinds = (b.name for a in accesses_of(factor) for b in a.boundary)
+        return bool(axes_of(factor) & over) or "omit" in kinds
+
+    outer = [f for f in factors if not stays(f)]
+    return sympy.Mul(*outer), sympy.Mul(*(f for f in factors if f not in outer))
 
 
 def read_body(
@@ -281,6 +302,11 @@ def tidy_body(body: Expr, bounds: Mapping[str, tuple[int, int]]) -> Expr:
             index = tuple(tidy(i, bounds) for i in access.index)
             if index != access.index:
                 changed[access] = Access(access.tensor, index, access.boundary)
+    for whole in body.atoms(sympy.Mod, sympy.floor, round_down):
+        if all(isinstance(s, Axis) for s in whole.free_symbols) and not whole.atoms(Access):
+            integer = sympy.floor(whole.args[0]) if isinstance(whole, round_down) else whole
+            if integer.is_integer:
+                changed[whole] = affine_body(tidy(affine_of(integer), bounds))
     return body.xreplace(changed) if changed else body
 
 

@@ -182,7 +182,10 @@ def _stored_position(stage: Stage) -> Tensor | None:
     """The tensor of a stage that holds the positions in every piece."""
     for i, tensor in enumerate(stage.tensors):
         if all(
-            _needs_position(p) and mirror(p.reduces[0].reduction) and p.values[i] == Result(0, 0)
+            _needs_position(p)
+            and mirror(p.reduces[0].reduction)
+            and (p.values[i].args[0] if isinstance(p.values[i], cast) else p.values[i])
+            == Result(0, 0)
             for p in stage.pieces
         ):
             return tensor

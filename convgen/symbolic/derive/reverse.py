@@ -127,7 +127,7 @@ class _Reverse:
         for name in self.wrt:
             known = inputs[name]
             parts = self.parts.pop(name, [])
-            whole = _whole_tensor(parts)
+            whole = _same_elements(parts, known)
             if whole is not None and whole in self.kept:
                 results.append(whole)
                 continue
@@ -166,7 +166,8 @@ class _Reverse:
                 continue
             found = self._cotangent(tensor)
             if found is None:
-                found = Tensor(self.name("d" + tensor.name), tensor.shape, tensor.dtype, "temporary")
+                wanted = self.name("d" + tensor.name)
+                found = Tensor(wanted, tensor.shape, tensor.dtype, "temporary")
                 self.behind.append(assemble(found, []))
             cotangents["d" + tensor.name] = found
         stages, results = inline(backward, cotangents, self.name)
@@ -176,7 +177,8 @@ class _Reverse:
             if name in self.active:
                 names = tuple(f"e{j}" for j in range(tensor.rank))
                 self.parts.setdefault(name, []).append(_identity(tensor, names))
-                self.steps.append(Step(name, "custom gradient", f"{tensor.name} of {backward.name}"))
+                text = f"{tensor.name} of {backward.name}"
+                self.steps.append(Step(name, "custom gradient", text))
 
     def _cotangent(self, tensor: Tensor) -> Tensor | None:
         """The cotangent of a tensor, its contributions added up; None when there are none."""
@@ -184,6 +186,9 @@ class _Reverse:
         parts = self.parts.pop(tensor.name, [])
         if not parts:
             return given
+        whole = _same_elements(parts, tensor)
+        if given is None and whole is not None:
+            return whole
         if given is not None:
             parts.append(_identity(given, parts[0].names))
         total = Tensor(self.name("d" + tensor.name), tensor.shape, tensor.dtype, "temporary")
@@ -230,7 +235,7 @@ class _Reverse:
         if slope == 0:
             return
         if access.tensor.name in self.active and access.tensor.dtype.is_float:
-            self._add(access, body, factor * slope, domain, piece.domain.names)
+            self._add(access, body, _times(factor, slope), domain, piece.domain.names)
         for outer, inner, dim in inner_accesses(access):
             value = outer.boundary[dim].value
             if inner.tensor.name in self.active and value is not None:
@@ -315,11 +320,29 @@ def _out_of(piece: Definition, value: Expr) -> Access:
     return next(o for o, v in zip(piece.outs, piece.values, strict=True) if v == value)
 
 
-def _whole_tensor(parts: Sequence[Part]) -> Tensor | None:
-    """The tensor that the parts are, when they are one tensor as it stands (see _identity)."""
-    if len(parts) == 1 and not parts[0].solution and isinstance(parts[0].body, Access):
-        return parts[0].body.tensor
-    return None
+def _times(factor: Expr, slope: Expr) -> Expr:
+    """The product; a choice between a slope and nothing stays a choice."""
+    if isinstance(slope, select) and slope.args[2] == 0:
+        condition, chosen, _ = slope.args
+        return select(condition, _times(factor, chosen), Integer(0))  # type: ignore[return-value, arg-type]
+    return factor * slope
+
+
+def _same_elements(parts: Sequence[Part], tensor: Tensor) -> Tensor | None:
+    """The tensor whose elements the parts are, one by one; None when they are anything else."""
+    if len(parts) != 1:
+        return None
+    (part,) = parts
+    body = part.body
+    if part.sums or part.constraints or part.factor != 1 or not isinstance(body, Access):
+        return None
+    if body.tensor.shape != tensor.shape or body.tensor.dtype != tensor.dtype:
+        return None
+    params = [r.param for r in part.regions if isinstance(r, Progression) and r.step == 1]
+    whole = [r.count for r in part.regions if isinstance(r, Progression)] == list(tensor.shape)
+    reads = [i.substitute(part.solution).single for i in body.index]
+    same = whole and len(params) == tensor.rank and reads == params
+    return body.tensor if same else None
 
 
 def _identity(tensor: Tensor, names: tuple[str, ...]) -> Part:

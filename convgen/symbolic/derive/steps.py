@@ -77,7 +77,9 @@ def describe(tensor: str, access: Access, term: Term, parts: Sequence[Part]) -> 
     for part in parts:
         names = _names_of(part)
         where = ", ".join(_element(part, j, names) for j in range(len(part.regions)))
-        solved = ", ".join(f"{a} = {v.substitute(names)}" for a, v in part.solution.items())
+        order = {str(name): i for i, name in enumerate(names.values())}
+        pairs = ((a, v.substitute(names).text(order)) for a, v in part.solution.items())
+        solved = ", ".join(f"{a} = {text}" for a, text in pairs if a != text)
         steps.append(Step(tensor, "solution", f"at [{where}]: {solved or 'nothing to solve'}"))
         sums = [Range(str(names[r.axis]), r.lo, r.hi) for r in part.sums]
         kept = [_constraint_text(c.substitute(names)) for c in part.constraints]
