@@ -32,7 +32,9 @@ def assemble(
         _add_tensor(found, t)
     for stage in stages:
         _add_stage(table, found, constants, kept, changes, stage)
-    return finish(name, list(dict.fromkeys(table.values())), outputs, found, constants, kept, changes)
+    return finish(
+        name, list(dict.fromkeys(table.values())), outputs, found, constants, kept, changes
+    )
 
 
 def finish(
@@ -143,6 +145,13 @@ def _add_stage(
     accesses = [a for piece in stage.pieces for a in piece.reads()]
     accesses.sort(key=lambda a: a.tensor.serial)
     for access in accesses:
+        own = next((t for t in stage.tensors if t.name == access.tensor.name), None)
+        if own is not None:
+            raise FormulaError(
+                f"tensor {own.name} is read before it is written: the formula that writes it reads it",
+                hint="another name for the output",
+            )
+    for access in accesses:
         tensor = access.tensor
         if tensor.source is not None:
             for earlier in tensor.source.stages:
@@ -166,6 +175,4 @@ def _add_stage(
     stage = retarget(stage, plain)
     for t in stage.tensors:
         if table.setdefault(t.name, stage) != stage:
-            raise _collision(t.name, next(
-                k for k in table[t.name].tensors if k.name == t.name
-            ), t)
+            raise _collision(t.name, next(k for k in table[t.name].tensors if k.name == t.name), t)

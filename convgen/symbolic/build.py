@@ -93,7 +93,8 @@ def clean_body(value: Any) -> Expr:
 # What bodies are made of.
 KINDS: tuple[Any, ...] = (
     sympy.Add, sympy.Mul, sympy.Pow, sympy.Number, sympy.NumberSymbol, Symbol, sympy.Mod,
-    sympy.core.numbers.ComplexInfinity, Access, Reduced, *FUNCTIONS.values(),
+    sympy.core.numbers.ComplexInfinity, Access, Reduced,
+    *(f for f in FUNCTIONS.values() if isinstance(f, type)),
 )  # fmt: skip
 
 
@@ -202,9 +203,7 @@ def build_definition(
     ]
     order = sorted(range(len(kinds)), key=lambda j: _reduce_key(reduces[j]))
     place = {kinds[j]: p for p, j in enumerate(order)}
-    results: dict[Expr, Expr] = {
-        r: Result(place[k], _item(r, k)) for r, k in reduced.items()
-    }
+    results: dict[Expr, Expr] = {r: Result(place[k], _item(r, k)) for r, k in reduced.items()}
     domain = Domain(infer.ranges_of(names, -1, spans), tuple(where))
     final = tuple(b.xreplace(results) for b in bodies)
     ordered = tuple(reduces[j] for j in order)
@@ -264,7 +263,9 @@ def _check_scopes(
     title = ", ".join(f"{o.name}[{', '.join(map(str, o.index))}]" for o in outs)
     for kind in kinds:
         if not kind.axes:
-            raise FormulaError(f"a sum over no axis in {title}: {kind}", expected="at least one axis")
+            raise FormulaError(
+                f"a sum over no axis in {title}: {kind}", expected="at least one axis"
+            )
         if len(set(kind.axes)) != len(kind.axes):
             raise FormulaError(f"an axis is summed twice in {title}: {kind}")
         taken = sorted(set(kind.axes) & set(names))
@@ -427,9 +428,7 @@ def map_definition(
     return Definition(
         tuple(out(o) for o in definition.outs),
         domain(definition.domain),
-        tuple(
-            replace(r, domain=domain(r.domain), body=body(r.body)) for r in definition.reduces
-        ),
+        tuple(replace(r, domain=domain(r.domain), body=body(r.body)) for r in definition.reduces),
         tuple(body(v) for v in definition.values),
     )
 
@@ -439,9 +438,7 @@ def retarget(stage: Stage, tensors: Mapping[str, Tensor]) -> Stage:
 
     def access(a: Access) -> Access:
         wanted = tensors.get(a.tensor.name, a.tensor)
-        kinds = tuple(
-            k if k.value is None else replace(k, value=body(k.value)) for k in a.boundary
-        )
+        kinds = tuple(k if k.value is None else replace(k, value=body(k.value)) for k in a.boundary)
         if wanted == a.tensor and wanted.source is a.tensor.source and kinds == a.boundary:
             return a
         return Access(wanted, a.index, kinds)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, TypeAlias
 
-from sympy import Expr, Integer, Symbol
+from sympy import Expr, Symbol
 
 from convgen.affine import Constraint
 from convgen.errors import FormulaError, ShapeError
@@ -78,7 +78,7 @@ def tensor(
     """A tensor that formulas read. shape: integers, `size`s, or names of sizes, row-major.
 
     values: nested lists (or a flat list) of exact numbers make it a constant; floats count as the
-    exact rational they are. Raises FormulaError for the name, role or dtype, ShapeError for extents.
+    exact rational they are. Raises FormulaError for name, role and dtype, ShapeError for extents.
 
     >>> print(tensor("W", (2, "N"), "f64"))
     W: f64[2, N]
@@ -272,7 +272,7 @@ def reduction(
 
     >>> (r,) = axes("r")
     >>> norm = reduction("norm", lift=lambda v: v * v, combine=lambda a, b: a + b,
-    ...                  project=lambda a: a**Integer(2))
+    ...                  project=lambda a: a**2)
     >>> print(define("Y", [], norm.over(r, tensor("X", (3,))[r])))
     program Y
     reduction norm(lift = v**2, combine = a0 + b0, identity = 0, project = a0**2)

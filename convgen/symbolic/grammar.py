@@ -1,13 +1,13 @@
 """The grammar of formulas: tokens to a small syntax tree, which `parse` gives its meaning.
 
-    body      comparison
-    compare   sum (("==" | "!=" | "<" | "<=" | ">" | ">=") sum)*
-    sum       ["-"] product (("+" | "-") product)*
-    product   power (("*" | "/" | "//" | "%") power)*
-    power     atom ["**" ["-"] power]
-    atom      number | name | "(" body ")" | name "(" body, ... ")"
-              | name ["{" boundary, ... "}"] "[" body, ... "]"
-              | name "(" range, ... ["where" condition, ...] ":" body ")" ["." item]
+body      comparison
+compare   sum (("==" | "!=" | "<" | "<=" | ">" | ">=") sum)*
+sum       ["-"] product (("+" | "-") product)*
+product   power (("*" | "/" | "//" | "%") power)*
+power     atom ["**" ["-"] power]
+atom      number | name | "(" body ")" | name "(" body, ... ")"
+          | name ["{" boundary, ... "}"] "[" body, ... "]"
+          | name "(" range, ... ["where" condition, ...] ":" body ")" ["." item]
 """
 
 from __future__ import annotations

@@ -83,9 +83,7 @@ def access_uses(
     """The dimensions of one access; `written`: it is a left side of known shape."""
     tensor = access.tensor
     return [
-        Use(
-            str(access), tensor.name, d, index.substitute(rename or {}), extent, boundary, written
-        )
+        Use(str(access), tensor.name, d, index.substitute(rename or {}), extent, boundary, written)
         for d, (index, extent, boundary) in enumerate(
             zip(access.index, tensor.shape, access.boundary, strict=True)
         )
@@ -145,9 +143,7 @@ def _solve_round(question: Question, answer: Answer, uses: tuple[Use, ...]) -> b
     """Solve every axis whose compound uses have no other unknown; if there is none, one axis that
     has at least one such use. True when something was found."""
     unknown = {
-        flat_name(k): k
-        for k in question.axes
-        if k not in answer.spans and k not in answer.problems
+        flat_name(k): k for k in question.axes if k not in answer.spans and k not in answer.problems
     }
     ready: dict[Key, list[tuple[Use, int, int]]] = {}
     waiting: set[Key] = set()
@@ -220,9 +216,7 @@ def _ambiguous(key: Key, question: Question) -> ShapeError:
     how = "no access uses it"
     if seen:
         how = f"{seen[0]} does not bound it" + (" (nor do others)" if len(seen) > 1 else "")
-    given = (
-        f"{key[1]} < ... in its sum" if key[0] >= 0 else f"`for {key[1]} < ...`"
-    )
+    given = f"{key[1]} < ... in its sum" if key[0] >= 0 else f"`for {key[1]} < ...`"
     return ShapeError(
         f"the extent of axis {key[1]} is ambiguous: {how}",
         hint=f"extents={{{key[1]}: ...}}, or {given} in text",

@@ -81,7 +81,7 @@ class Meaning:
                 raise FormulaError(
                     f"an index reads {node.name}[...]: a data-dependent address",
                     where=node.where,
-                    hint=f"a sum with select({node.name}[...] == axis, value, 0), a gather both ways",
+                    hint=f"a sum with select({node.name}[...] == axis, value, 0): a gather",
                 )
             case Binary() | Call() | Over():
                 raise FormulaError(

@@ -144,7 +144,8 @@ class _Reader:
                 raise FormulaError(
                     f"cannot read {line.strip()!r}",
                     where=tokens.where(),
-                    expected="program, reduction, saved, update, " + ", ".join(DECLARATIONS)
+                    expected="program, reduction, saved, update, "
+                    + ", ".join(DECLARATIONS)
                     + " or a formula",
                     got=word,
                 )
@@ -273,8 +274,10 @@ class _Reader:
         where = []
         for chain in chains:
             span = meaning.range(chain, None)
-            if span is None or span.axis in spans or (
-                isinstance(span.hi, Size) and span.hi.name in axes
+            if (
+                span is None
+                or span.axis in spans
+                or (isinstance(span.hi, Size) and span.hi.name in axes)
             ):
                 where += meaning.conditions(chain)
             else:
@@ -293,7 +296,11 @@ class _Reader:
         shape, dtype = self.declared.get(node.name, (None, None))
         if shape is None and node.name in self.shapes:
             given = self.shapes[node.name]
-            shape = make_tensor(node.name, given).shape if not isinstance(given, Tensor) else given.shape
+            shape = (
+                make_tensor(node.name, given).shape
+                if not isinstance(given, Tensor)
+                else given.shape
+            )
         return Out(node.name, tuple(meaning.index(i) for i in node.index), shape, dtype)
 
     def _close(self) -> None:
@@ -305,7 +312,7 @@ class _Reader:
             for t in stage.tensors:
                 self.known[t.name] = t.with_role("temporary")
 
-    # -- reductions ---------------------------------------------------------------------------------
+    # -- reductions -----------------------------------------------------------------------
 
     def _reduction(self, tokens: Tokens) -> None:
         tokens.next()

@@ -9,7 +9,7 @@ from typing import Any
 from sympy import Expr, Integer
 
 from convgen.errors import FormulaError, ShapeError
-from convgen.symbolic import printer, proofs
+from convgen.symbolic import printer
 from convgen.symbolic.boundary import Boundary
 from convgen.symbolic.build import map_definition, retarget
 from convgen.symbolic.expr import Extent, Padded, Size, Stage, Tensor
@@ -146,13 +146,6 @@ class Program:
     def check(self) -> Proof:
         """Prove that every element is written once and every access served: `check_program`."""
         return check_program(self)
-
-    def check(self) -> proofs.Proof:
-        """Prove that every element is written once and every boundary reaches what it reads.
-
-        Raises FormulaError or ShapeError, see `proofs.check_program`.
-        """
-        return proofs.check_program(self)
 
     def unicode(self) -> str:
         """Unicode mathematics, one line for each definition."""

@@ -76,7 +76,9 @@ def bodies(draw, axes, tensors, depth=3):
         case 5:
             return a / (b**2 + 1)
         case 6:
-            return functions.select(draw(st.sampled_from([functions.less, functions.equal]))(a, b), a, 0)
+            return functions.select(
+                draw(st.sampled_from([functions.less, functions.equal]))(a, b), a, 0
+            )
         case 7:
             return functions.maximum(a, functions.minimum(b, draw(RATIONALS)))
         case 8:
@@ -108,7 +110,9 @@ def programs(draw):
             extents = {r: draw(st.integers(1, 3)), s: (draw(st.integers(0, 1)), 3)}
             reduced = draw(st.sampled_from(over))([r, s], inner, where=where, extents=extents)
             value = draw(st.sampled_from([value + reduced, value * reduced, 2 / 3 - reduced]))
-        program = dsl.define(f"T{number}", [y, x], value, extents={y: 4, x: draw(st.integers(2, 5))})
+        program = dsl.define(
+            f"T{number}", [y, x], value, extents={y: 4, x: draw(st.integers(2, 5))}
+        )
     return program
 
 
@@ -241,7 +245,9 @@ REFUSED = [
 
 @pytest.mark.parametrize("text, error, message", REFUSED)
 def test_refusals(text, error, message):
-    shapes = {k: v for k, v in {"X": (5,), "Z": (7,)}.items() if f"{k}[" in text or f"{k}{{" in text}
+    shapes = {
+        k: v for k, v in {"X": (5,), "Z": (7,)}.items() if f"{k}[" in text or f"{k}{{" in text
+    }
     if error is None:
         parse(text, **shapes)
         return

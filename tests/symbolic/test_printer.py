@@ -31,7 +31,9 @@ def load(name):
     if name in OTHERS:
         text = OTHERS[name]
         shapes = {"T": (5, 6), "M": (6,)}
-        return parse(text, **{k: v for k, v in shapes.items() if f"{k}[" in text or f"{k}{{" in text})
+        return parse(
+            text, **{k: v for k, v in shapes.items() if f"{k}[" in text or f"{k}{{" in text}
+        )
     return parse((FOLDER / f"{name}.txt").read_text())
 
 
@@ -90,7 +92,9 @@ def test_torch_source_is_differentiable():
     theirs = torch.relu(torch.nn.functional.conv2d(x, w, b, stride=2, padding=1))
     dy = torch.randn_like(mine)
     for ours, other in zip(
-        torch.autograd.grad(mine, (x, w, b), dy), torch.autograd.grad(theirs, (x, w, b), dy), strict=True
+        torch.autograd.grad(mine, (x, w, b), dy),
+        torch.autograd.grad(theirs, (x, w, b), dy),
+        strict=True,
     ):
         torch.testing.assert_close(ours, other)
 

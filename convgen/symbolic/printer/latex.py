@@ -28,7 +28,9 @@ COMPARE, SUM, PRODUCT, ATOM = range(4)
 
 def latex(program: Program) -> str:
     """An ``aligned`` block with one line for each definition (without dollar signs)."""
-    lines = [rf"&\text{{{_escape(reduction_text(r, Order(program)))}}}" for r in own_reductions(program)]
+    lines = [
+        rf"&\text{{{_escape(reduction_text(r, Order(program)))}}}" for r in own_reductions(program)
+    ]
     for stage in program.stages:
         lines += [definition_latex(program, piece) for piece in stage.pieces]
     for state, new in program.updates:
@@ -121,7 +123,9 @@ class LatexWriter:
             self.body(f, ATOM if isinstance(f, Result) and f != product.over[-1] else PRODUCT)
             for f in product.over
         ]
-        under = [self.body(f, COMPARE if alone and value.q == 1 else PRODUCT) for f in product.under]
+        under = [
+            self.body(f, COMPARE if alone and value.q == 1 else PRODUCT) for f in product.under
+        ]
         short = decimal(value)
         if short is not None and "e" in short:
             mantissa, exponent = short.split("e")
@@ -139,7 +143,10 @@ class LatexWriter:
             return sign + r" \, ".join(over), ATOM if single else SUM if sign else PRODUCT
         if len(product.over) > 0 and isinstance(product.over[0], Result) and len(over) == 1:
             return rf"{sign}\frac{{1}}{{{self._times(under)}}} {over[0]}", PRODUCT
-        return rf"{sign}\frac{{{self._times(over)}}}{{{self._times(under)}}}", SUM if sign else PRODUCT
+        return (
+            rf"{sign}\frac{{{self._times(over)}}}{{{self._times(under)}}}",
+            SUM if sign else PRODUCT,
+        )
 
     @staticmethod
     def _times(factors: Sequence[str]) -> str:
@@ -180,7 +187,11 @@ class LatexWriter:
         mark = ""
         if any(b != ZERO for b in a.boundary):
             words = [
-                r"\cdot" if b == ZERO else rf"\mathrm{{{b.name}}}" if b.value is None else self.body(b.value)
+                r"\cdot"
+                if b == ZERO
+                else rf"\mathrm{{{b.name}}}"
+                if b.value is None
+                else self.body(b.value)
                 for b in a.boundary
             ]
             mark = f"^{{{words[0] if len(set(words)) == 1 else ', '.join(words)}}}"

@@ -31,7 +31,8 @@ def read(array, index, modes):
         places.append(np.clip(i, 0, max(extent - 1, 0)))
     if array.size == 0:
         return fill + np.zeros(np.broadcast_shapes(*(p.shape for p in places)), array.dtype)
-    return np.where(outside, fill, array[tuple(places)]) if np.any(outside) else array[tuple(places)]
+    element = array[tuple(places)]
+    return np.where(outside, fill, element) if np.any(outside) else element
 
 
 def present(array, index, modes):

@@ -21,7 +21,6 @@ from convgen.symbolic.expr import (
     Access,
     Axis,
     Definition,
-
     Range,
     Reduce,
     Result,
@@ -48,7 +47,12 @@ class Dialect:
     def dtype(self, dtype: DType) -> str:
         if dtype.is_float:
             return "dtype"
-        return f"{self.module}.{dtype.numpy_name}{'_' * (self.module == 'np' and dtype.kind == 'bool')}"
+        mark = "_" if self.module == "np" and dtype.kind == "bool" else ""
+        return f"{self.module}.{dtype.numpy_name}{mark}"
+
+    @property
+    def true(self) -> str:
+        return "np.True_" if self.module == "np" else "torch.tensor(True)"
 
 
 DIALECTS = {"numpy": Dialect("np", NUMPY), "torch": Dialect("torch", TORCH)}
@@ -77,7 +81,9 @@ def _needed(prelude: str, body: str) -> str:
     parts = re.split(r"\n\n\n", prelude.strip("\n"))
     head, rest = parts[0], parts[1:]
     defines = [set(re.findall(r"^def (\w+)|^(\w[\w, ]*) = ", p, re.MULTILINE)) for p in rest]
-    names = [{n.strip() for pair in d for n in ",".join(pair).split(",") if n.strip()} for d in defines]
+    names = [
+        {n.strip() for pair in d for n in ",".join(pair).split(",") if n.strip()} for d in defines
+    ]
     kept: set[int] = set()
     text = body
     while True:
@@ -112,36 +118,50 @@ class _Names:
 
 
 def _function(program: Program, dialect: Dialect) -> list[str]:
+    """The lines of the function: inputs, constants, then every stage."""
     names = _Names(dialect.prelude)
     arguments = [names("tensor", t.name) for t in program.inputs]
-    lines = [f"def {names('program', _identifier(program.name))}({', '.join([*arguments, f'dtype={dialect.module}.float64'])}):"]
-    returned = [t.name for t in program.outputs] + [
-        s for s in program.saved if all(t.name != s for t in program.outputs)
-    ]
+    title = names("program", _identifier(program.name))
+    returned = [t.name for t in program.outputs]
+    returned += [s for s in program.saved if s not in returned]
     returned += [new for _, new in program.updates if new not in returned]
-    lines.append(f'    """{", ".join(str(t) for t in program.inputs)} -> {", ".join(returned)}."""')
+    lines = [
+        f"def {title}({', '.join([*arguments, f'dtype={dialect.module}.float64'])}):",
+        f'    """{", ".join(str(t) for t in program.inputs)} -> {", ".join(returned)}."""',
+        *_inputs(program, names, dialect),
+    ]
+    for stage in program.stages:
+        for t in stage.tensors:
+            shape = ", ".join(_extent(e, names) for e in t.shape)
+            name, dtype = names("tensor", t.name), dialect.dtype(t.dtype)
+            lines.append(f"    {name} = empty([{shape}], {dtype})")
+        for piece in stage.pieces:
+            lines.append(f"    # {definition_text(program, piece, None)}")
+            lines += [f"    {line}" for line in _Piece(program, piece, names, dialect).lines()]
+    results = ", ".join(names("tensor", r) for r in returned)
+    return [*lines, f"    return {results}"]
+
+
+def _inputs(program: Program, names: _Names, dialect: Dialect) -> list[str]:
+    """The lines that convert the inputs, find symbolic sizes, and write the constants out."""
+    lines: list[str] = []
     seen: set[str] = set()
-    for t, name in zip(program.inputs, arguments, strict=True):
+    for t in program.inputs:
+        name = names("tensor", t.name)
         lines.append(f"    {name} = given({name}, {dialect.dtype(t.dtype)})")
         for d, extent in enumerate(t.shape):
             if isinstance(extent, Size) and extent.name not in seen:
                 seen.add(extent.name)
                 lines.append(f"    {names('size', extent.name)} = {name}.shape[{d}]")
     for t in program.constants():
-        values = ", ".join(f"{v.numerator} / {v.denominator}" if v.denominator != 1 else str(v) for v in t.values or ())
-        shape = ", ".join(map(str, t.shape))
-        lines.append(
-            f"    {names('tensor', t.name)} = given([{values}], {dialect.dtype(t.dtype)}).reshape([{shape}])"
+        values = ", ".join(
+            str(v) if v.denominator == 1 else f"{v.numerator} / {v.denominator}"
+            for v in t.values or ()
         )
-    for stage in program.stages:
-        for t in stage.tensors:
-            shape = ", ".join(_extent(e, names) for e in t.shape)
-            lines.append(f"    {names('tensor', t.name)} = empty([{shape}], {dialect.dtype(t.dtype)})")
-        for piece in stage.pieces:
-            lines.append(f"    # {definition_text(program, piece, None)}")
-            lines += [f"    {line}" for line in _Piece(program, piece, names, dialect).lines()]
-    results = ", ".join(names("tensor", r) for r in returned)
-    return [*lines, f"    return {results}"]
+        name, dtype = names("tensor", t.name), dialect.dtype(t.dtype)
+        shape = ", ".join(map(str, t.shape))
+        lines.append(f"    {name} = given([{values}], {dtype}).reshape([{shape}])")
+    return lines
 
 
 def _identifier(name: str) -> str:
@@ -218,12 +238,19 @@ class _Piece:
         parts = []
         for c in constraints:
             value = self.affine(c.value)
-            test = {"==": f"({value}) == 0", "<=": f"({value}) <= 0", "%": f"({value}) % {c.modulus} == 0"}
+            test = {
+                "==": f"({value}) == 0",
+                "<=": f"({value}) <= 0",
+                "%": f"({value}) % {c.modulus} == 0",
+            }
             parts.append(f"({test[c.kind]})")
         for access in reads:
             if any(b.name == "omit" for b in access.boundary):
                 parts.append(f"present({self.arguments(access)})")
-        return " & ".join(parts) or f"{self.dialect.module}.{'True_' if self.dialect.module == 'np' else 'tensor(True)'}"
+        return (
+            " & ".join(parts)
+            or f"{self.dialect.module}.{'True_' if self.dialect.module == 'np' else 'tensor(True)'}"
+        )
 
     # -- expressions ----------------------------------------------------------------------------
 
@@ -315,6 +342,3 @@ class _Piece:
         if isinstance(e, functions.cast):
             return f"cast({self.body(e.args[0])}, {self.dialect.dtype(e.dtype)})"
         return f"{CALLS[type(e)]}({', '.join(self.body(a) for a in e.args)})"
-
-
-

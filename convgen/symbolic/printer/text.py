@@ -64,7 +64,9 @@ class Writer:
             case sympy.Mod():
                 left, right = (self.body(a, POWER) for a in e.args)  # type: ignore[arg-type]
                 return f"{left} % {right}", PRODUCT
-            case _ if e.is_Rational or isinstance(e, (sympy.Mul, sympy.core.numbers.NegativeInfinity)):
+            case _ if e.is_Rational or isinstance(
+                e, (sympy.Mul, sympy.core.numbers.NegativeInfinity)
+            ):
                 text = self.product(e)
                 simple = e.is_Rational and text.replace(".", "").isalnum()
                 return text, ATOM if simple else SUM if text.startswith("-") else PRODUCT
@@ -249,7 +251,9 @@ def reduction_text(r: Reduction, order: Order) -> str:
     writer = Writer(order, None)
 
     def group(items: Sequence[Any]) -> str:
-        texts = [writer.body(i) if isinstance(i, Expr) else "." if i is None else str(i) for i in items]
+        texts = [
+            writer.body(i) if isinstance(i, Expr) else "." if i is None else str(i) for i in items
+        ]
         return texts[0] if len(texts) == 1 else f"({', '.join(texts)})"
 
     parts = [f"lift = {group(r.lift)}", f"combine = {group(r.combine)}"]
@@ -283,7 +287,7 @@ def default_outputs(stages: Sequence[Stage]) -> list[str]:
 
 
 def _declared(program: Program) -> tuple[list[str], dict[int, Shortened]]:
-    """The declarations of written tensors that cannot be inferred, and what each piece must give."""
+    """Declarations of written tensors that cannot be inferred, and what each piece must give."""
     from_pieces: dict[str, Tensor] = {}
     needed: set[str] = set()
     for stage in program.stages:

@@ -45,9 +45,7 @@ class UnicodeWriter(Writer):
 
 def unicode(program: Program) -> str:
     """One line for each definition, with all ranges."""
-    lines = [
-        _definition(program, piece) for stage in program.stages for piece in stage.pieces
-    ]
+    lines = [_definition(program, piece) for stage in program.stages for piece in stage.pieces]
     lines += [f"{state} ← {new}" for state, new in program.updates]
     return "\n".join(lines)
 
