@@ -212,5 +212,20 @@ def check_serial(directive: Directive, nest: Nest, loop: Loop) -> None:
             got=f"{loop.name} ({kind})",
             hint="the marks last",
         )
+    for producer in nest.attached:
+        if loop.name in outside(nest, producer.at):
+            directive.refuse(
+                nest,
+                f"{producer.nest.name} is computed inside {loop.name}",
+                expected="a loop further in",
+                got=loop.name,
+                hint=f"{directive} before compute_at",
+            )
     if any(loop.name in r.factored for r in nest.reduces):
         directive.refuse(nest, f"{loop.name} is factored already", expected="an unmarked loop")
+
+
+def outside(nest: Nest, name: str) -> set[str]:
+    """A loop and those around it."""
+    names = [loop.name for loop in nest.loops]
+    return set(names[: names.index(name) + 1])

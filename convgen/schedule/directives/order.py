@@ -13,6 +13,7 @@ from convgen.schedule.directives.base import (
     Value,
     check_fresh,
     check_serial,
+    outside,
     replace_loops,
     replace_nest,
 )
@@ -54,6 +55,15 @@ class Reorder(Directive):
                     got=f"{loop.inner} outside",
                 )
         self._check_reduces(nest, after)
+        for producer in nest.attached:
+            if outside(nest, producer.at) != outside(after, producer.at):
+                self.refuse(
+                    nest,
+                    f"{producer.nest.name} is computed inside {producer.at}",
+                    expected="the same loops around it",
+                    got=", ".join(loop.name for loop in after.loops),
+                    hint=f"{self} before compute_at",
+                )
         kinds = [loop.kind is LoopKind.PARALLEL for loop in after.loops]
         if any(b and not a for a, b in zip(kinds, kinds[1:], strict=False)):
             self.refuse(

@@ -24,7 +24,7 @@ from convgen.ir.nodes import (
 from convgen.ir.layout import halo_of
 from convgen.ir.visit import loads, map_affine, map_expr, map_nest_exprs
 from convgen.schedule.access import in_loops, loads_of, unit_bases
-from convgen.schedule.directives.base import Directive, Value, all_nests, replace_nest
+from convgen.schedule.directives.base import Directive, Value, all_nests, is_packing, replace_nest
 from convgen.schedule.directives.mark import set_grain
 from convgen.target import Target
 
@@ -69,6 +69,10 @@ class Pack(Directive):
                 f"{nest.name} does not read {self.buffer}",
                 expected="one of " + ", ".join(read) if read else "a nest that reads",
                 got=self.buffer,
+            )
+        if is_packing(nest, kernel):
+            self.refuse(
+                nest, f"{nest.name} is a copy itself", expected="a nest that computes", got=nest.name
             )
         source = kernel.buffer(self.buffer)
         if source.role in ("packed", "scratch"):
@@ -143,7 +147,7 @@ class Pack(Directive):
         source = kernel.buffer(self.buffer)
         reads = [o for o in loads_of(nest) if o.buffer == self.buffer]
         layout = self._layout(nest, source, reads)
-        name = _existing(kernel, source, layout, reads[0].edges, self.hoist)
+        name = _existing(kernel, nest, source, layout, reads[0].edges, self.hoist)
         if name is None:
             name = _fresh(f"{self.buffer}_packed", [b.name for b in kernel.buffers])
             packed = Buffer(name, source.dtype, source.shape, layout, "packed")
@@ -336,24 +340,30 @@ def _halo(
 
 
 def _existing(
-    kernel: Kernel, source: Buffer, layout: Layout, edges: tuple[Edge | None, ...], hoist: bool
+    kernel: Kernel,
+    nest: Nest,
+    source: Buffer,
+    layout: Layout,
+    edges: tuple[Edge | None, ...],
+    hoist: bool,
 ) -> str | None:
-    """The packed buffer that an equal pack made before."""
+    """The packed buffer that an equal pack before the nest made."""
     for phase in kernel.phases:
-        if (phase.when == "prepare") != hoist or not isinstance(phase.body, tuple):
+        if not isinstance(phase.body, tuple) or any(n.name == nest.name for n in phase.body):
+            return None
+        if (phase.when == "prepare") != hoist:
             continue
-        for nest in phase.body:
-            name = nest.stores[0].buffer
-            found = kernel.buffer(name)
-            read = loads_of(nest)
-            if found.role != "packed" or not read or read[0].buffer != source.name:
+        for copy in phase.body:
+            found = kernel.buffer(copy.stores[0].buffer)
+            read = loads_of(copy)
+            if not is_packing(copy, kernel) or not read or read[0].buffer != source.name:
                 continue
             same = all(
                 old == new or new is None or new.kind == "omit" or old is None
                 for old, new in zip(read[0].edges, edges, strict=True)
             )
             if found.layout == layout and same:
-                return name
+                return found.name
     return None
 
 
