@@ -194,7 +194,10 @@ class CompiledKernel:
                 where=self._where,
             )
         workspace = _zeros(built.workspace_bytes)
-        addresses = _addresses(built, arrays, workspace, None)
+        # What a prepare phase does not touch is not there yet: any address will do.
+        absent = {t.name: workspace for t in self.program.inputs if t.name not in arrays}
+        absent |= dict.fromkeys(self._results, workspace)
+        addresses = _addresses(built, {**absent, **arrays}, workspace, None)
         Table([(built, addresses)], when="prepare").run(self.threads)
         return Prepared(self, arrays, built, workspace)
 

@@ -9,10 +9,12 @@ from click.testing import CliRunner
 
 import convgen.__main__ as command_line
 from convgen.backends import llvm
+from convgen.bench import conv as rows
 from convgen.bench import timing
-from convgen.bench.cases import CASES, LAYOUTS, PASSES, cases
+from convgen.bench.cases import CASES, LAYOUTS, PASSES, Case, cases
+from convgen.bench.conv import Row, Subject, geometric_means, measure
 from convgen.bench.peak import PeakLoop, chains_kernel
-from convgen.errors import UserError
+from convgen.errors import InternalError, UserError
 from convgen.passes.math import legalize
 from convgen.symbolic.evaluate import evaluate
 from convgen.target import target
@@ -89,6 +91,69 @@ def test_peak_loop_computes_its_chains():
     loop.run()
     x, y = loop._arrays[0]
     assert np.allclose(y.reshape(2, 4), x[4:8] / (1 - x[:4]))
+
+
+SMALL = Case("small", 1, 16, 8, 32, 3, 1, 1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("which", PASSES)
+def test_prepared_calls_give_the_same(which, layout):
+    subject = Subject(SMALL, which, layout, f32, 1)
+    subject.call()
+    want = subject.out.copy()
+    ahead = subject.prepared()
+    assert (ahead is None) == (which == "weights")
+    if ahead is not None:
+        subject.out[:] = 0
+        ahead()
+    assert np.array_equal(subject.out, want)
+
+
+def fake_interleave(calls, seconds):
+    for call in calls.values():
+        call()
+    return {name: timing.Timing(2e-3, 1e-3, 3e-3, 7) for name in calls}
+
+
+def peer_of(spoil):
+    def peer(case, which, layout, threads, arrays):
+        subject = Subject(case, which, layout, f32, threads)
+        subject.call()
+        out = subject.out.astype(np.float64)
+        out = out.transpose(0, 3, 1, 2) if layout == "nhwc" and which != "weights" else out
+        return {"twin": lambda: out + spoil * np.abs(out).max()}
+
+    return peer
+
+
+def test_rows_are_complete(monkeypatch):
+    monkeypatch.setattr(rows, "interleave", fake_interleave)
+    monkeypatch.setitem(rows.PEERS, "twin", peer_of(0))
+    found = list(measure([SMALL], against=["twin"], seconds=0.0))
+    assert [(r.which, r.prepared) for r in found] == [
+        ("forward", False), ("forward", True), ("input", False), ("input", True),
+        ("weights", False),
+    ]  # fmt: skip
+    for row in found:
+        assert row.gflops == pytest.approx(SMALL.flops / 2e-3 / 1e9)
+        assert row.ratio == 1 and row.peer == "twin" and row.error == 0
+        assert row.share_of_peak == pytest.approx(row.gflops / row.peak_gflops)
+        assert json.loads(json.dumps(row.as_json()))["pass"] == row.which
+    assert geometric_means(found)["forward prepared"] == pytest.approx(1.0)
+
+
+def test_a_wrong_kernel_is_not_timed(monkeypatch):
+    monkeypatch.setattr(rows, "interleave", fake_interleave)
+    monkeypatch.setitem(rows.PEERS, "twin", peer_of(1e-3))
+    with pytest.raises(InternalError, match="forward of small differs from its peer by 1.0e-03"):
+        list(measure([SMALL], ["forward"], against=["twin"], seconds=0.0))
+
+
+def test_geometric_mean():
+    row = Row("a", "input", "nhwc", "f32", 1, True, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, ratio=4.0)
+    other = Row("b", "input", "nhwc", "f32", 1, True, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, ratio=1.0)
+    assert geometric_means([row, other]) == {"input prepared": pytest.approx(2.0)}
 
 
 def test_interleave_takes_turns_and_medians(monkeypatch):
