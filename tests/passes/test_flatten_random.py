@@ -140,3 +140,25 @@ def test_mutants_are_seen(mutant) -> None:
 def test_flattening_is_the_same_every_time() -> None:
     kernel = scheduled(lower(PROGRAMS["window_reflect"]), 3)
     assert flatten(kernel, target("x86-64-v4")) == flatten(kernel, target("x86-64-v4"))
+
+
+def test_states_of_several_components() -> None:
+    """Exponentials round differently in other orders: close, not equal."""
+    body = cg.logsumexp_over(j, cg.tensor("S", (9, 11))[i, j])
+    kernel = lower(cg.define("Y", [i], body))
+    arrays = arrays_for(kernel, 0)
+    expected = interpret(kernel, arrays)
+    for seed in range(20):
+        seen = interpret(flatten(scheduled(kernel, seed), target("x86-64-v3")), arrays)
+        np.testing.assert_allclose(seen["Y"], expected["Y"], rtol=1e-5, err_msg=f"seed {seed}")
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0, 4), (3, 4, 0)])
+def test_empty_domains(shape: tuple[int, int, int]) -> None:
+    rows, inner, columns = shape
+    a, b = cg.tensor("A", (rows, inner)), cg.tensor("B", (inner, columns))
+    kernel = lower(cg.define("C", [i, j], cg.sum_over(k, a[i, k] * b[k, j])))
+    arrays = arrays_for(kernel, 0)
+    for seed in range(5):
+        flat = flatten(scheduled(kernel, seed), target("x86-64-v3"))
+        assert not differs(interpret(kernel, arrays), interpret(flat, arrays))

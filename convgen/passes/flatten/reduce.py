@@ -186,13 +186,13 @@ class Reducing:
             self.emitter.set(register, Const(identity.value, register.dtype, lanes))
 
         def join(part: Sequence[Expr]) -> None:
-            self.emitter.assign(total, self._combined(total, part))
+            with self.emitter.forgetting():
+                self.emitter.assign(total, self._combined(total, part))
 
         def leaf(inside: Scope) -> None:
             inner = Tile(self.factored, vector, self.tile.lanes)
-            with self.emitter.forgetting():
-                for part in self._parts(inner, inside, lanes if vector else 0):
-                    join(part)
+            for part in self._parts(inner, inside, lanes if vector else 0):
+                join(part)
 
         self.loops.each(self.chunked, scope, leaf)
         return list(total)
