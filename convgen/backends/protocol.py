@@ -43,7 +43,7 @@ class Artifact:
 
     entries     the phases in order
     signature   the argument table, in order
-    ir, asm     LLVM IR after optimization, assembly
+    ir          LLVM IR after optimization; `asm` is made from it when asked for
     object      an object file; `digest` is its SHA-256
     """
 
@@ -52,9 +52,14 @@ class Artifact:
     entries: tuple[Entry, ...]
     signature: tuple[Argument, ...]
     ir: str = field(repr=False)
-    asm: str = field(repr=False)
+    assemble: Callable[[str], str] = field(repr=False, compare=False)
     object: bytes = field(repr=False)
     digest: str = ""
+
+    @property
+    def asm(self) -> str:
+        """The assembly, as the object has it."""
+        return self.assemble(self.ir)
 
     @property
     def scratch_bytes(self) -> int:
@@ -85,9 +90,13 @@ class Backend(Protocol):
 
     def compile_text(
         self, text: str, target: Target, allowed: frozenset[str] | None = None
-    ) -> tuple[str, str, bytes]:
-        """(ir, asm, object) of a module written by hand, such as the thread pool. `allowed` are
+    ) -> tuple[str, bytes]:
+        """(ir, object) of a module written by hand, such as the thread pool. `allowed` are
         the outside symbols it may need; None: those a kernel may."""
+        ...
+
+    def assembly(self, ir: str, target: Target) -> str:
+        """The assembly of a module that is optimized already."""
         ...
 
     def load(self, data: bytes, target: Target) -> Loaded: ...

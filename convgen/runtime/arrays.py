@@ -43,8 +43,8 @@ def as_array(value: Any, tensor: Tensor, where: str) -> Array:
 
 
 def _dtype_text(array: Array) -> str:
-    order = "" if array.dtype.isnative else " in foreign byte order"
-    return f"{np.dtype(array.dtype).name}{order}"
+    order = "" if array.dtype.isnative else " (foreign byte order)"
+    return f"{array.dtype!s}{order}"
 
 
 def shape_text(tensor: Tensor) -> str:

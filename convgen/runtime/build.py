@@ -58,7 +58,9 @@ class Built:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def text(self, kind: str) -> str:
-        """One of the kept texts: loops, llvm, asm."""
+        """The scheduled loops, the optimized llvm, or the asm (made when asked for)."""
+        if kind == "asm":
+            return _backend().assembly(self.text("llvm"), self.target)
         return zlib.decompress(self.texts[kind]).decode()
 
     @property
@@ -137,7 +139,7 @@ def _compile(
         kernel = _with_updates(kernel, program)
     stages = pipeline.build_stages(kernel, schedule, machine)
     artifact = _backend().compile_kernel(stages.flat, machine)
-    texts = {"loops": kernel_text(stages.scheduled), "llvm": artifact.ir, "asm": artifact.asm}
+    texts = {"loops": kernel_text(stages.scheduled), "llvm": artifact.ir}
     reads, writes = _prepared(stages.flat)
     workspace = place_temporaries(stages.flat)
     return Built(

@@ -128,7 +128,7 @@ def pool_text(isa: str) -> str:
 def build_pool(backend: Backend, target_name: str = "native") -> bytes:
     """The pool's object code for a target."""
     made = target(target_name)
-    return backend.compile_text(pool_text(made.isa), made, _SYMBOLS)[2]
+    return backend.compile_text(pool_text(made.isa), made, _SYMBOLS)[1]
 
 
 def _pool_object(backend: Backend) -> bytes:

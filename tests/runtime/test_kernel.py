@@ -143,7 +143,7 @@ def test_what_is_refused_says_what_was_expected() -> None:
         ((x, w, b), {"b": b}, "b is given twice"),
         ((x, w), {"bias": b}, "bias is no input; expected X, W, b"),
         ((x.astype(float), w, b), {}, "X has the wrong dtype; expected float32, got float64"),
-        ((x.astype(">f4"), w, b), {}, "in foreign byte order"),
+        ((x.astype(">f4"), w, b), {}, "foreign byte order"),
         ((x[0], w, b), {}, r"X has the wrong rank; expected 4 dimensions \(2, 3, 9, 10\), got 3"),
         (
             (x[:1], w, b),

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from convgen.backends.llvm.emit import arguments, module_text, symbols
-from convgen.backends.llvm.machine import ALLOWED_SYMBOLS, Library, compile_text, version
+from convgen.backends.llvm.machine import (
+    ALLOWED_SYMBOLS,
+    Library,
+    assembly,
+    compile_text,
+    version,
+)
 from convgen.backends.protocol import Argument, Artifact, Entry, digest_of, register
 from convgen.ir.layout import scratch_offsets, size_in_bytes
 from convgen.ir.nodes import Kernel
@@ -36,7 +42,7 @@ def compile_kernel(kernel: Kernel, target: Target) -> Artifact:
         entries,
         signature,
         made.ir_text,
-        made.asm_text,
+        lambda ir: assembly(ir, target),
         made.object_bytes,
         digest_of(made.object_bytes),
     )
@@ -60,9 +66,12 @@ class LlvmBackend:
 
     def compile_text(
         self, text: str, target: Target, allowed: frozenset[str] | None = None
-    ) -> tuple[str, str, bytes]:
+    ) -> tuple[str, bytes]:
         made = compile_text(text, target, ALLOWED_SYMBOLS if allowed is None else allowed)
-        return made.ir_text, made.asm_text, made.object_bytes
+        return made.ir_text, made.object_bytes
+
+    def assembly(self, ir: str, target: Target) -> str:
+        return assembly(ir, target)
 
     def load(self, data: bytes, target: Target) -> Library:
         return load(data, target)
