@@ -212,9 +212,10 @@ def layout_text(layout: Layout) -> str:
 # Nests
 
 
-def loop_text(loop: Loop) -> str:
-    """The head of a loop: ``for k_out in 4:  # parallel``."""
-    extent = str(loop.extent)
+def loop_text(loop: Loop, start: int = 0) -> str:
+    """The head of a loop: ``for k_out in 4:  # parallel``; ``for h in 1 .. 6:`` where its axis
+    has that name and begins at `start`."""
+    extent = f"{start} .. {start + loop.extent}" if start else str(loop.extent)
     if loop.segments:
         parts = [f"{s.count} of {s.size} from {s.start}" for s in loop.segments]
         extent = f"segments({'; '.join(parts)}; {loop.inner} inside, {loop.base} = start)"
@@ -246,7 +247,7 @@ def names_of(nest: Nest) -> Names:
 
 def _nest_lines(nest: Nest, pad: str) -> list[str]:
     order = {name: i for i, lp in enumerate(nest.loops) for name in (lp.name, lp.base) if name}
-    named = [(axis, value) for axis, value in nest.axes if value.single != axis]
+    named = [(axis, value) for axis, value in nest.axes if not _is_shifted(axis, value)]
     lines = [f"{pad}{axis} = {value.text(order)}" for axis, value in named]
     first = _first_reduce(nest)
     tile = [lp for lp in nest.loops[first:] if lp.reduce is None]
@@ -264,6 +265,11 @@ def _nest_lines(nest: Nest, pad: str) -> list[str]:
     return lines
 
 
+def _is_shifted(axis: str, value: Affine) -> bool:
+    """True for an axis that is the loop of its own name plus a number."""
+    return (value - value.constant).single == axis
+
+
 def _first_reduce(nest: Nest) -> int:
     return next((i for i, lp in enumerate(nest.loops) if lp.reduce is not None), len(nest.loops))
 
@@ -276,7 +282,8 @@ def _open_guards(guards: tuple[Constraint, ...], names: Names, pad: str, lines: 
 
 
 def _open_loop(nest: Nest, loop: Loop, pad: str, lines: list[str], attached: bool = True) -> str:
-    lines.append(pad + loop_text(loop))
+    shifts = {a: v.constant for a, v in nest.axes if _is_shifted(a, v) and not loop.segments}
+    lines.append(pad + loop_text(loop, shifts.get(loop.name, 0)))
     if attached:
         for producer in nest.attached:
             if producer.at == loop.name:
