@@ -148,7 +148,7 @@ def _add_stage(
         own = next((t for t in stage.tensors if t.name == access.tensor.name), None)
         if own is not None:
             raise FormulaError(
-                f"tensor {own.name} is read before it is written: the formula that writes it reads it",
+                f"tensor {own.name} is read before it is written, by its own formula",
                 hint="another name for the output",
             )
     for access in accesses:

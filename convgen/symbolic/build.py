@@ -223,6 +223,32 @@ def _reduce_key(reduce: Reduce) -> tuple[str, str, str]:
     return (reduce.reduction.name, str(reduce.domain), str(reduce.body))
 
 
+def canonical(definition: Definition) -> Definition:
+    """The definition in the order in which the text form is read back: axes as they occur on the
+    left, each reduce once, sorted, unused ones dropped. The same object where it is so already."""
+    names: list[str] = []
+    for out in definition.outs:
+        for index in out.index:
+            names += [n for n in sorted(index.names()) if n not in names]
+    domain = definition.domain
+    if domain.names != tuple(names) and set(names) == set(domain.names):
+        domain = Domain(tuple(domain[n] for n in names), domain.constraints)
+    used = {r.reduce for v in definition.values for r in v.atoms(Result)}
+    reduces = definition.reduces
+    first = [reduces.index(r) for r in reduces]
+    kept = sorted({first[j] for j in used}, key=lambda j: _reduce_key(reduces[j]))
+    if kept == list(range(len(reduces))):
+        if domain is definition.domain:
+            return definition
+        return replace(definition, domain=domain)
+    place = {j: kept.index(first[j]) for j in used}
+    results = {
+        r: Result(place[r.reduce], r.item) for v in definition.values for r in v.atoms(Result)
+    }
+    values = tuple(v.xreplace(results) for v in definition.values)
+    return Definition(definition.outs, domain, tuple(reduces[j] for j in kept), values)
+
+
 def _collect(bodies: Sequence[Expr]) -> dict[Reduced, Reduced]:
     """Each sum in the bodies -> the sum (of item 0) that computes it; extremum and position of the
     same elements share one."""

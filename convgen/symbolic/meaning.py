@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, assert_never
+from typing import Any
 
 import sympy
 from sympy import Expr, Integer, Rational, Symbol
 
 from convgen.affine import Affine, Constraint
-from convgen.errors import FormulaError
+from convgen.errors import FormulaError, InternalError
 from convgen.symbolic import functions
 from convgen.symbolic.boundary import BOUNDARIES, Boundary, boundary_of
 from convgen.symbolic.expr import Access, Axis, Extent, Range, Reduced, Size, Tensor
@@ -89,7 +89,7 @@ class Meaning:
                     expected="sums of axes times integers, // and % by positive integers",
                 )
             case _:
-                assert_never(node)
+                raise InternalError(f"unknown node {node}", stage="parse")
 
     def _index_product(self, node: Product) -> Affine:
         total = Affine((), 1)
@@ -206,7 +206,7 @@ class Meaning:
             case Over():
                 return self._over(node)
             case _:
-                assert_never(node)
+                raise InternalError(f"unknown node {node}", stage="parse")
 
     def _factors(self, operator: str, node: Node) -> list[Expr]:
         """The factors that ``* node`` or ``/ node`` contributes to one product. A product under a

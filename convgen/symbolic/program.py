@@ -11,7 +11,7 @@ from sympy import Expr, Integer
 from convgen.errors import FormulaError, ShapeError
 from convgen.symbolic import printer
 from convgen.symbolic.boundary import Boundary
-from convgen.symbolic.build import map_definition, retarget
+from convgen.symbolic.build import canonical, map_definition, retarget
 from convgen.symbolic.expr import Extent, Padded, Size, Stage, Tensor
 from convgen.symbolic.proofs import Proof, check_program
 from convgen.symbolic.reductions import Reduction
@@ -34,6 +34,17 @@ class Program:
     stages: tuple[Stage, ...]
     saved: tuple[str, ...] = ()
     updates: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Whoever made them: definitions are kept in the order of the text form."""
+        stages = tuple(
+            stage
+            if all(a is b for a, b in zip(pieces, stage.pieces, strict=True))
+            else replace(stage, pieces=pieces)
+            for stage in self.stages
+            for pieces in (tuple(canonical(p) for p in stage.pieces),)
+        )
+        object.__setattr__(self, "stages", stages)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name: inputs, constants, then what the stages write."""

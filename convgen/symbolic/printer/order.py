@@ -63,7 +63,9 @@ class Order:
     def _is_cotangent(self, factor: Expr) -> bool:
         """dY leads a product: the derived gradient reads dY * W, as one writes the chain rule."""
         return any(
-            a.tensor.role == "input" and a.tensor.name[0] == "d" and a.tensor.name[1:2].isupper()
+            a.tensor.role in ("input", "temporary")
+            and a.tensor.name[0] == "d"
+            and a.tensor.name[1:2].isupper()
             for a in factor.atoms(Access)
         )
 
