@@ -259,3 +259,19 @@ def test_the_same_kernels_under_every_hash_seed() -> None:
 )
 def test_golden(name: str, golden: Callable[[str, str], None]) -> None:
     golden(f"ir/lower_{name.replace(' ', '_')}.txt", kernel_text(lower(PROGRAMS[name]())))
+
+
+def test_saved_tensors_and_new_states_are_outputs() -> None:
+    program = two_stages()
+    assert [b.role for b in lower(replace(program, saved=("M",))).buffers] == [
+        "input",
+        *["output"] * 2,
+    ]
+    momentum = cg.tensor("V", (3,), role="state")
+    step = cg.define("V2", [i], momentum[i] / 2 + cg.tensor("G", (3,))[i])
+    moved = replace(step, outputs=(), updates=(("V", "V2"),))
+    assert [(b.name, b.role) for b in lower(moved).buffers] == [
+        ("V", "input"),
+        ("G", "input"),
+        ("V2", "output"),
+    ]
