@@ -260,3 +260,15 @@ def test_offsets_with_digits_are_bounded() -> None:
     flat = flatten(with_nest(kernel, fused), V4)
     assert flat.phases[0].extent == 81
     assert_equal(kernel, flat)
+
+
+def test_an_inner_parallel_loop_runs_and_says_so() -> None:
+    kernel = product(3, 4, 5)
+    nest = nest_of(kernel)
+    loops = tuple(
+        replace(loop, kind=LoopKind.PARALLEL) if loop.name == "j" else loop for loop in nest.loops
+    )
+    flat = flatten(with_nest(kernel, replace(nest, loops=loops)), V4)
+    assert flat.phases[0].extent == 1
+    assert flat.notes == ("C: j is not parallel, it is inside other loops",)
+    assert_equal(kernel, flat)

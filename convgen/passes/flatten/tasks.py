@@ -69,6 +69,9 @@ def _phase(
     room = Room(target, buffers, notes=notes)
     nest = true_extents(nest)
     leading = _leading(nest)
+    for loop in nest.loops:
+        if loop.kind is LoopKind.PARALLEL and loop not in leading:
+            room.note(f"{nest.name}: {loop.name} is not parallel, it is inside other loops")
     extent = math.prod(iterations(one) for one in leading)
     names = {one.name for one in nest.loops}
     task = "task"
