@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from convgen.ir.nodes import Kernel, Load, Nest, Op
 from convgen.ir.layout import size_in_elements
+from convgen.ir.nodes import Kernel, Load, Nest, Op
 from convgen.ir.visit import loads, walk
 from convgen.schedule.access import in_loops, loads_of, stride_of, vector_dtype
 from convgen.schedule.directives.split import best_cover
@@ -73,11 +73,15 @@ def machine_of(target: Target) -> Machine:
 @dataclass(frozen=True, slots=True)
 class Operand:
     """A load of a nest. strides: elements along each loop that it depends on (None: not constant);
-    edged: loops that move it in a dimension with an edge; body: it stands in a reduce."""
+    steps: what a copy with that loop's dimension innermost would leave of them (0: not constant);
+    edged: loops that move it in a dimension with an edge; shifted: loops that share an index with
+    a reduce loop; body: it stands in a reduce."""
 
     load: Load
     strides: dict[str, int | None]
+    steps: dict[str, int]
     edged: frozenset[str]
+    shifted: frozenset[str]
     omits: bool
     elements: int
     bytes: int
@@ -134,7 +138,8 @@ def facts_of(nest: Nest, kernel: Kernel, target: Target) -> Facts:
     operations = sum(
         max(1, sum(isinstance(e, Op) for e in walk(r.body)))
         + 2 * (len(r.combiner.dtypes) - 1)
-        + 4 * sum(e.name in ("exp", "log", "tanh", "pow") for e in walk(r.body) if isinstance(e, Op))
+        + 4
+        * sum(e.name in ("exp", "log", "tanh", "pow") for e in walk(r.body) if isinstance(e, Op))
         for r in nest.reduces
     )
     epilogue = sum(isinstance(e, Op) for s in nest.stores for e in walk(s.value))
@@ -161,13 +166,21 @@ def facts_of(nest: Nest, kernel: Kernel, target: Target) -> Facts:
 def _operand(load: Load, nest: Nest, kernel: Kernel, body: bool, written: set[str]) -> Operand:
     buffer = kernel.buffer(load.buffer)
     strides: dict[str, int | None] = {}
+    steps: dict[str, int] = {}
     edged: set[str] = set()
+    shifted: set[str] = set()
+    inner = {o.name for o in nest.loops if o.reduce is not None}
     for index, edge in zip(load.index, load.edges, strict=True):
-        names = in_loops(nest, index).names()
+        place = in_loops(nest, index)
+        names = place.names()
         for name in names:
+            hidden = name in place.hidden_names()
+            steps[name] = 0 if hidden else place.coefficient(name)
             strides[name] = stride_of(buffer, load.index, nest, name)
         if edge is not None and edge.kind != "omit":
             edged |= names
+        if names & inner:
+            shifted |= names - inner
     same = [o for o in loads_of(nest) if o.buffer == load.buffer]
     first = next((o.name for o in nest.loops if o.reduce is None), "")
     packable = (
@@ -179,7 +192,9 @@ def _operand(load: Load, nest: Nest, kernel: Kernel, body: bool, written: set[st
     return Operand(
         load=load,
         strides=strides,
+        steps=steps,
         edged=frozenset(edged),
+        shifted=frozenset(shifted),
         omits=any(e is not None and e.kind == "omit" for e in load.edges),
         elements=size_in_elements(buffer),
         bytes=buffer.dtype.bytes,
@@ -200,13 +215,12 @@ def score(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
     if candidate.vector in facts.reduces:
         return _score_reduce(facts, candidate, machine)
     lanes = facts.lanes if candidate.vector else 1
-    sizes = {name: cover for name, cover in candidate.tile}
+    sizes = dict(candidate.tile)
     tiles = 1
     height = 1.0
     for name, cover in candidate.tile:
-        count = _tile_count(facts.outputs[name], cover)
-        tiles *= count
-        height *= facts.outputs[name] / count
+        tiles *= _tile_count(facts.outputs[name], cover)
+        height *= _height(facts, name, cover)
     if candidate.vector:
         chunks = chunks_of(facts.outputs[candidate.vector], candidate.width)
     else:
@@ -217,8 +231,8 @@ def score(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
     iterations = math.prod(facts.reduces.values())
     outer = tiles * rest
     packs: set[str] = set()
-    packing = 0.0
-    cycles = 0.0
+    kept: frozenset[str] = frozenset()
+    cycles = math.inf
     for pack in (False, True):
         packs = _wanted_packs(facts, candidate) if pack else set()
         if pack and not packs:
@@ -231,7 +245,7 @@ def score(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
             once = _store_cycles(facts, candidate, height, width, vectors, machine)
             total += outer * chunks.count(width) * (iterations * inner + once + 12)
         total *= 1 + CODE * height * -(-candidate.width // lanes) * weight(facts, candidate, packs)
-        if not pack or total < cycles:
+        if total < cycles:
             cycles, kept = total, frozenset(packs)
     return Candidate(candidate.vector, candidate.width, candidate.tile, kept, cycles)
 
@@ -247,6 +261,11 @@ def weight(facts: Facts, candidate: Candidate, packs: frozenset[str] | set[str])
         if not facts.reduces and strides.get(candidate.vector, 0) not in (0, 1):
             total += 2 * facts.lanes
     return total
+
+
+def _height(facts: Facts, name: str, cover: tuple[int, ...]) -> float:
+    """The average size of the tiles that cover a loop."""
+    return facts.outputs[name] / _tile_count(facts.outputs[name], cover)
 
 
 def _tile_count(extent: int, cover: tuple[int, ...]) -> int:
@@ -267,7 +286,8 @@ def _wanted_packs(facts: Facts, candidate: Candidate) -> set[str]:
     found: set[str] = set()
     for operand in facts.operands:
         stride = operand.strides.get(candidate.vector, 0)
-        if operand.body and operand.packable and (stride not in (0, 1) or operand.edged):
+        helps = stride not in (0, 1) and operand.steps[candidate.vector] != stride
+        if operand.body and operand.packable and (helps or operand.edged):
             found.add(operand.load.buffer)
     return found
 
@@ -293,20 +313,22 @@ def _tile_cycles(
     work = height * vectors * facts.operations
     fetched = 0.0
     streamed = 0.0
-    tile = {name for name, _ in candidate.tile}
+    tile = {name: _height(facts, name, cover) for name, cover in candidate.tile}
     for operand in facts.operands:
         if not operand.body:
             continue
         packed = operand.load.buffer in packs
-        along = [operand.strides[name] for name in tile & operand.strides.keys()]
-        times = height if along else 1.0
-        if any(step != 1 for step in along):
+        along = tile.keys() & operand.strides.keys()
+        times = math.prod(tile[name] for name in along)
+        if any(operand.strides[name] != 1 for name in along):
             times *= 1.05  # each element in a line of its own
         stride = operand.strides.get(candidate.vector, 0)
         if candidate.vector in operand.strides:
             times *= vectors
-            if stride != 1 and not packed:
-                fetched += times * facts.lanes * machine.gather
+            if candidate.vector in operand.shifted:
+                times *= 1.0 + facts.lanes * operand.bytes / 128  # most cross a line
+            step = operand.steps[candidate.vector] or None if packed else stride
+            fetched += times * _gather(facts, step, machine)
             streamed += vectors * facts.lanes * operand.bytes / _bandwidth(facts, operand, machine)
         fetched += times
         if (operand.edged and not packed) or operand.omits:
@@ -314,6 +336,14 @@ def _tile_cycles(
     latency = machine.latency * facts.states if facts.states else 0.0
     parts = (work / machine.fma_rate, fetched / machine.load_rate, latency, streamed)
     return max(parts) + OVERLAP * sum(parts) + 0.5  # what is hidden is not quite free
+
+
+def _gather(facts: Facts, stride: int | None, machine: Machine) -> float:
+    """What a vector costs beyond one load: small steps are loads and shuffles."""
+    if stride in (0, 1, -1):
+        return 0.0
+    full = facts.lanes * machine.gather
+    return full if stride is None else min(2.0 * abs(stride), full)
 
 
 def _bandwidth(facts: Facts, operand: Operand, machine: Machine) -> float:
@@ -340,7 +370,7 @@ def _store_cycles(
         if operand.body:
             continue
         stride = operand.strides.get(candidate.vector, 0)
-        total += height * (vectors if stride in (0, 1) else width * machine.gather)
+        total += height * vectors * (1 + _gather(facts, stride, machine))
         if operand.edged or operand.omits:
             total += 3 * height * vectors
     return total
@@ -354,8 +384,7 @@ def _score_reduce(facts: Facts, candidate: Candidate, machine: Machine) -> Candi
     fetched = work = 0.0
     for operand in facts.operands:
         if operand.body:
-            strided = operand.strides.get(candidate.vector, 0) not in (0, 1)
-            fetched += 1 + strided * facts.lanes * machine.gather
+            fetched += 1 + _gather(facts, operand.strides.get(candidate.vector, 0), machine)
             work += 3.0 * bool(operand.edged or operand.omits)
     each = max((facts.operations + work) / machine.fma_rate, fetched / machine.load_rate)
     waiting = machine.latency * facts.states * -(-vectors // -(-candidate.width // facts.lanes))

@@ -286,9 +286,7 @@ class _Recipe:
                     return True
         return False
 
-    def pack_operands(
-        self, chosen: Candidate, facts: Facts, tile: list[str], vector: str
-    ) -> None:
+    def pack_operands(self, chosen: Candidate, facts: Facts, tile: list[str], vector: str) -> None:
         done: set[str] = set()
         for operand in facts.operands:
             name = operand.load.buffer
@@ -393,7 +391,9 @@ class _Recipe:
         need, have = registers_needed(nest, self.target), self.target.vector_registers - 2
         if serial or need > have:
             reason = (
-                f"{', '.join(serial)} stay loops" if serial else f"{need} vectors of {have} are needed"
+                f"{', '.join(serial)} stay loops"
+                if serial
+                else f"{need} vectors of {have} are needed"
             )
             self.note(f"the states of the tile are not held in registers, {reason}")
             return

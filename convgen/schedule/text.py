@@ -32,7 +32,7 @@ _TABLE: dict[str, Callable[..., Directive]] = {
 }
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<name>[^\W\d][\w.]*'*)|(?P<number>\d+)|(?P<text>'[a-z]+'|\"[a-z]+\")"
+    r"\s*(?:(?P<name>[^\W\d][\w.']*)|(?P<number>\d+)|(?P<text>'[a-z]+'|\"[a-z]+\")"
     r"|(?P<sign>[(),;:=\n]))"
 )
 _BOOLS = {"True": True, "False": False}

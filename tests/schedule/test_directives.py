@@ -305,7 +305,9 @@ def test_not_associative_is_not_factored() -> None:
     subject = line()
     (body,) = subject.nests()
     reduce = body.reduces[0]
-    odd = replace(body, reduces=(replace(reduce, combiner=replace(reduce.combiner, associative=False)),))
+    odd = replace(
+        body, reduces=(replace(reduce, combiner=replace(reduce.combiner, associative=False)),)
+    )
     wrong = replace(subject, phases=(replace(subject.phases[0], body=(odd,)),))
     with pytest.raises(ScheduleError, match="not associative"):
         apply("rfactor(r)", wrong)

@@ -123,11 +123,16 @@ def test_default_schedules_are_legal_and_right(subject: Kernel, where, seed: int
 
 def random_directive(subject: Kernel, chance: random.Random) -> d.Directive:
     """Any directive on any loops, legal or not."""
-    body = chance.choice([n for n in subject.nests()])
+    body = chance.choice(list(subject.nests()))
     loops = [o.name for o in body.loops]
     pick = chance.choice(loops)
     extent = body.loop(pick).extent
-    read = sorted({o.buffer for o in d_loads(replace(subject, phases=(replace(subject.phases[0], body=(body,)),)))})
+    read = sorted(
+        {
+            o.buffer
+            for o in d_loads(replace(subject, phases=(replace(subject.phases[0], body=(body,)),)))
+        }
+    )
     source = chance.choice(read)
     made: list[d.Directive] = [
         d.split(pick, chance.randint(1, max(1, extent)), chance.choice(["exact", "peel", "guard"])),

@@ -10,9 +10,9 @@ from convgen.errors import ScheduleError
 from convgen.schedule import directives as d
 from convgen.schedule.schedule import Schedule, parse_schedule
 
-names = st.from_regex(r"[a-z][a-z_0-9]{0,5}'?", fullmatch=True).filter(lambda n: n != "")
+names = st.from_regex(r"[a-z][a-z_0-9]{0,5}'?(_in)?", fullmatch=True)
 sizes = st.integers(1, 99)
-nests = st.sampled_from(["", "Y", "dX.1", "T_2"])
+nests = st.sampled_from(["", "Y", "dXp'.1", "T_2"])
 directive = st.one_of(
     st.builds(d.split, names, sizes, st.sampled_from(["exact", "peel", "guard"]), nest=nests),
     st.builds(lambda a, s, n: d.cover(a, *s, nest=n), names, st.lists(sizes, min_size=1), nests),

@@ -78,10 +78,10 @@ class Directive(ABC):
 
     def loop(self, nest: Nest, name: str) -> Loop:
         """The loop of that name, or a refusal."""
-        for loop in nest.loops:
-            if loop.name == name:
-                return loop
-        self.refuse(nest, f"there is no loop {name}", expected="a loop of the nest", got=name)
+        found = [loop for loop in nest.loops if loop.name == name]
+        if not found:
+            self.refuse(nest, f"there is no loop {name}", expected="a loop of the nest", got=name)
+        return found[0]
 
     def __str__(self) -> str:
         positional, named = self.arguments()

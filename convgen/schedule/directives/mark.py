@@ -270,8 +270,8 @@ class Carry(Directive):
 
 @dataclass(frozen=True)
 class Rfactor(Directive):
-    """rfactor(c_in): each iteration of a reduce loop keeps a state of its own; the states are joined
-    in loop order at the end.
+    """rfactor(c_in): each iteration of a reduce loop keeps a state of its own; the states are
+    joined in loop order at the end.
 
     before   s = 0; for c_out, c_in: s += ..
     after    s[c_in] = 0; for c_out, c_in: s[c_in] += ..; s = s[0] + s[1] + ..

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from convgen.affine import Affine
+from convgen.ir.layout import halo_of
 from convgen.ir.nodes import (
     Buffer,
     Edge,
@@ -21,7 +22,6 @@ from convgen.ir.nodes import (
     Segment,
     StoreNode,
 )
-from convgen.ir.layout import halo_of
 from convgen.ir.visit import loads, map_affine, map_expr, map_nest_exprs
 from convgen.schedule.access import in_loops, loads_of, unit_bases
 from convgen.schedule.directives.base import Directive, Value, all_nests, is_packing, replace_nest
@@ -72,7 +72,10 @@ class Pack(Directive):
             )
         if is_packing(nest, kernel):
             self.refuse(
-                nest, f"{nest.name} is a copy itself", expected="a nest that computes", got=nest.name
+                nest,
+                f"{nest.name} is a copy itself",
+                expected="a nest that computes",
+                got=nest.name,
             )
         source = kernel.buffer(self.buffer)
         if source.role in ("packed", "scratch"):
@@ -247,9 +250,7 @@ def packing_nest(name: str, source: Buffer, packed: Buffer, load: Load, target: 
     )
 
 
-def _copy_loops(
-    packed: Buffer, dim: int, step: int
-) -> tuple[list[Loop], Affine, tuple[int, int]]:
+def _copy_loops(packed: Buffer, dim: int, step: int) -> tuple[list[Loop], Affine, tuple[int, int]]:
     """Loops over one dimension of a copy (outermost first), the index they give, its range.
     `step`: the most that the innermost takes at once, 0 for no limit."""
     extent, axis = packed.shape[dim], f"i{dim}"
@@ -321,9 +322,7 @@ def _block_size(nest: Nest, index: Affine, name: str) -> int:
     return size if rest.terms and aligned else 0
 
 
-def _halo(
-    nest: Nest, source: Buffer, reads: Sequence[Load]
-) -> tuple[tuple[int, int], ...]:
+def _halo(nest: Nest, source: Buffer, reads: Sequence[Load]) -> tuple[tuple[int, int], ...]:
     """How far the accesses reach out of each dimension that has an edge (other than omit)."""
     ranges = {name: (low, high) for name, low, high in nest.ranges}
     halo: list[tuple[int, int]] = []

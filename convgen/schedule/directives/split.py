@@ -221,8 +221,8 @@ def exact_cover(extent: int, sizes: Sequence[int]) -> dict[int, int] | None:
         return {} if extent == 0 else None
     first, rest = ordered[0], ordered[1:]
     if not rest:
-        return {first: extent // first} if extent % first == 0 and extent else (
-            None if extent else {}
+        return (
+            {first: extent // first} if extent % first == 0 and extent else (None if extent else {})
         )
     for count in range(extent // first, -1, -1):
         tail = exact_cover(extent - count * first, rest)

@@ -174,9 +174,7 @@ class Inline(Directive):
         if any(o.buffer == self.buffer for n in all_nests(kernel) for o in loads_of(n)):
             return kernel
         kernel = replace_nest(kernel, producer.name, None)
-        return replace(
-            kernel, buffers=tuple(b for b in kernel.buffers if b.name != self.buffer)
-        )
+        return replace(kernel, buffers=tuple(b for b in kernel.buffers if b.name != self.buffer))
 
 
 def compute_at(buffer: str, loop: str, *, nest: str = "") -> ComputeAt:
@@ -205,8 +203,10 @@ def find_producer(
     role = kernel.buffer(buffer).role
     if role != "temporary":
         directive.refuse(
-            nest, f"{buffer} is an {role}" if role[0] in "io" else f"{buffer} is {role}",
-            expected="a temporary", got=f"{buffer} ({role})",
+            nest,
+            f"{buffer} is an {role}" if role[0] in "io" else f"{buffer} is {role}",
+            expected="a temporary",
+            got=f"{buffer} ({role})",
         )
     if any(edge is not None for load in reads for edge in load.edges):
         directive.refuse(
