@@ -109,7 +109,7 @@ def exact(value: float) -> Expr:
     return sympy.Rational(repr(value))
 
 
-def _comparison(relation: Relational) -> Expr:
+def _comparison(relation: Any) -> Expr:
     a, b = relation.args
     match relation.rel_op:
         case "<":
@@ -205,7 +205,7 @@ def build_definition(
     place = {kinds[j]: p for p, j in enumerate(order)}
     results: dict[Expr, Expr] = {r: Result(place[k], _item(r, k)) for r, k in reduced.items()}
     domain = Domain(infer.ranges_of(names, -1, spans), tuple(where))
-    final = tuple(b.xreplace(results) for b in bodies)
+    final: tuple[Any, ...] = tuple(b.xreplace(results) for b in bodies)
     ordered = tuple(reduces[j] for j in order)
     dtypes = result_dtypes(ordered)
     accesses = tuple(
@@ -245,7 +245,7 @@ def canonical(definition: Definition) -> Definition:
     results = {
         r: Result(place[r.reduce], r.item) for v in definition.values for r in v.atoms(Result)
     }
-    values = tuple(v.xreplace(results) for v in definition.values)
+    values: tuple[Any, ...] = tuple(v.xreplace(results) for v in definition.values)
     return Definition(definition.outs, domain, tuple(reduces[j] for j in kept), values)
 
 
@@ -370,6 +370,7 @@ def question(
 def result_dtypes(reduces: Sequence[Reduce]) -> dict[Result, DType]:
     """The dtype of each result of each reduce."""
     found: dict[Result, DType] = {}
+    body: Any
     for j, reduce in enumerate(reduces):
         element = body_dtype(reduce.body) or f32
         state: dict[Any, Any] = {}
@@ -469,7 +470,7 @@ def retarget(stage: Stage, tensors: Mapping[str, Tensor]) -> Stage:
             return a
         return Access(wanted, a.index, kinds)
 
-    def body(b: Expr) -> Expr:
+    def body(b: Expr) -> Any:
         changed = {a: access(a) for a in b.atoms(Access)}
         return b.xreplace({a: to for a, to in changed.items() if to is not a})
 

@@ -118,7 +118,8 @@ def _numbers(name: str, values: Any) -> Iterable[Fraction]:
         yield Fraction(int(values.p), int(values.q))  # type: ignore[attr-defined]
         return
     try:
-        yield Fraction(values)
+        number: Any = values
+        yield Fraction(number)
     except (TypeError, ValueError, OverflowError) as error:
         raise FormulaError(
             f"constant {name} holds {values!r}", expected="finite exact numbers"
@@ -309,6 +310,7 @@ def define(
 
     Raises FormulaError (undefined index, nested sums, name collisions) and ShapeError (extents).
     """
+    lefts: list[tuple[str, Any]]
     if isinstance(out, str):
         lefts = [(out, index if index is not None else ())]
         bodies, shapes, dtypes = [body], [shape], [dtype]

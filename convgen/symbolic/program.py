@@ -134,14 +134,15 @@ class Program:
             return replace(t, shape=tuple(extent(e) for e in t.shape), source=None)
 
         numbers = {Size(name): Integer(value) for name, value in sizes.items()}
+
+        def number(body: Expr) -> Any:
+            return body.xreplace(numbers)
+
         tensors = {name: tensor(t) for name, t in self.tensors().items()}
         stages: list[Stage] = []
         for stage in self.stages:
             moved = retarget(stage, tensors)
-            bound = [
-                map_definition(p, lambda b: b.xreplace(numbers), lambda o: o, extent)
-                for p in moved.pieces
-            ]
+            bound = [map_definition(p, number, lambda o: o, extent) for p in moved.pieces]
             behind = stage.backward
             if behind is not None:
                 known = {n: v for n, v in sizes.items() if n in behind.sizes()}

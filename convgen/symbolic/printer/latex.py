@@ -74,7 +74,7 @@ class LatexWriter:
     def __init__(self, order: Order, definition: Definition) -> None:
         self.order, self.definition = order, definition
 
-    def body(self, e: Expr, least: int = COMPARE) -> str:
+    def body(self, e: Any, least: int = COMPARE) -> str:
         text, binding = self.write(e)
         return text if binding >= least else rf"\left({text}\right)"
 

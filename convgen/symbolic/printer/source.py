@@ -267,7 +267,7 @@ class _Piece:
         )
         return f"{self.names('tensor', a.tensor.name)}, {self.index(a.index)}, [{modes}]"
 
-    def body(self, e: Expr) -> str:
+    def body(self, e: Any) -> str:
         """A body as Python; every operation in parentheses that Python might bind otherwise."""
         match e:
             case Access():
