@@ -311,6 +311,8 @@ def define(
     Raises FormulaError (undefined index, nested sums, name collisions) and ShapeError (extents).
     """
     lefts: list[tuple[str, Any]]
+    shapes: list[Any]
+    dtypes: list[Any]
     if isinstance(out, str):
         lefts = [(out, index if index is not None else ())]
         bodies, shapes, dtypes = [body], [shape], [dtype]
