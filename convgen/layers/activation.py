@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 import sympy
@@ -109,7 +110,7 @@ class Dropout(Layer):
             position: Any = sympy.Integer(0)
             for axis, extent in zip(index, shape, strict=True):
                 position = position * extent + axis
-            drop = sympy.Rational(self.p).limit_denominator(1 << 24)
+            drop: Any = sympy.Rational(Fraction(self.p).limit_denominator(1 << 24))
             kept = x / (1 - drop) if drop < 1 else sympy.Integer(0)
             chance = uniform(seed[()], sympy.expand(position))
             body = select(less(chance, drop), sympy.Integer(0), kept)

@@ -56,7 +56,7 @@ def _step(name: str, states: Mapping[str, Program]) -> Program:
     return dsl.combine(name, list(states.values()), outputs=[], updates=changes)
 
 
-def _number(value: float) -> sympy.Rational:
+def _number(value: float) -> sympy.Expr:
     """The rational a decimal literal means: 0.9 is 9/10."""
     return sympy.Rational(str(value))
 

@@ -46,9 +46,12 @@ class _Real(Function):
     is_real = True
     is_commutative = True
 
-    if TYPE_CHECKING:  # sympy's annotation says that applying a function gives a class
+    if TYPE_CHECKING:  # sympy's annotations: applying gives a class, arguments have no diff
 
         def __new__(cls, *args: Any, **options: Any) -> Any: ...
+
+        @property
+        def args(self) -> Any: ...
 
 
 class _Truth(_Real):
@@ -371,6 +374,7 @@ def normalize(body: Expr) -> Expr:
 
         return build
 
+    found: Any = body
     for theirs, ours in (
         (sympy.Abs, abs_),
         (sympy.Max, fold(maximum)),
@@ -379,5 +383,5 @@ def normalize(body: Expr) -> Expr:
         (sympy.floor, round_down),
         (sympy.Heaviside, lambda x, *_: step(x)),
     ):
-        body = body.replace(theirs, ours)
-    return body
+        found = found.replace(theirs, ours)
+    return found

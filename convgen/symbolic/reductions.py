@@ -183,12 +183,12 @@ def reduction(
     width = len(identities)
     lefts = tuple(left(i) for i in range(width))
     rights = tuple(right(i) for i in range(width))
-    whole = lefts[0] if width == 1 else lefts
-    other = rights[0] if width == 1 else rights
+    whole: Any = lefts[0] if width == 1 else lefts
+    other: Any = rights[0] if width == 1 else rights
     lifted = (ELEMENT,) if lift is None else _apply(lift, (ELEMENT, POSITION))
     combined = (whole + other,) if combine is None else _apply(combine, (whole, other))
     projected = (lefts[0],) if project is None else _apply(project, (whole,))
-    adjoined = adjoint
+    adjoined: Any = adjoint
     if callable(adjoint):
         (adjoined,) = _apply(adjoint, (ELEMENT, result(0), COTANGENT))
     kinds = tuple(dtypes) if dtypes is not None else (None,) * width
