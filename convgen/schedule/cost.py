@@ -14,6 +14,7 @@ from convgen.ir.layout import size_in_elements
 from convgen.ir.nodes import Kernel, Load, Nest, Op
 from convgen.ir.visit import loads, walk
 from convgen.schedule.access import in_loops, loads_of, stride_of, vector_dtype
+from convgen.schedule.directives.pack import merged_edges
 from convgen.schedule.directives.split import best_cover
 from convgen.target import Target
 
@@ -45,7 +46,7 @@ class Machine:
 
 # Weights that no machine differs in.
 OVERLAP = 0.05  # share of the hidden work that still shows
-CODE = 1e-4  # what a statement of the tile adds: equal candidates are told apart by size
+CODE = 5e-4  # what a statement of the tile adds: equal candidates are told apart by size
 
 # The first row whose text occurs in the model's own name for itself.
 MACHINES: dict[str, Machine] = {
@@ -88,10 +89,6 @@ class Operand:
     body: bool
     packable: bool
     hoistable: bool
-
-    @property
-    def is_edged(self) -> bool:
-        return bool(self.edged)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,12 +179,11 @@ def _operand(load: Load, nest: Nest, kernel: Kernel, body: bool, written: set[st
         if names & inner:
             shifted |= names - inner
     same = [o for o in loads_of(nest) if o.buffer == load.buffer]
-    first = next((o.name for o in nest.loops if o.reduce is None), "")
     packable = (
         load.buffer not in written
         and buffer.role not in ("packed", "scratch", "constant")
-        and all(o.edges == load.edges for o in same)
-        and not any(e and e.value is not None for e in load.edges)
+        and merged_edges(same) is not None
+        and not any(e and e.value is not None for o in same for e in o.edges)
     )
     return Operand(
         load=load,
@@ -200,8 +196,19 @@ def _operand(load: Load, nest: Nest, kernel: Kernel, body: bool, written: set[st
         bytes=buffer.dtype.bytes,
         body=body,
         packable=packable,
-        hoistable=buffer.role == "input" and not edged and first not in strides,
+        hoistable=buffer.role == "input" and not edged and _is_shared(nest, strides),
     )
+
+
+def _is_shared(nest: Nest, strides: dict[str, int | None]) -> bool:
+    """True for an operand that all items of a batch share, as weights are: the first output axis
+    is the first index of what is stored and of another operand, and not one of its own."""
+    first = next((o.name for o in nest.loops if o.reduce is None), "")
+    if not first or first in strides:
+        return False
+    stored = all(in_loops(nest, s.index[0]).single == first for s in nest.stores if s.index)
+    others = (in_loops(nest, o.index[0]).single == first for o in loads_of(nest) if o.index)
+    return stored and any(others)
 
 
 def chunks_of(extent: int, width: int) -> list[int]:
@@ -287,7 +294,8 @@ def _wanted_packs(facts: Facts, candidate: Candidate) -> set[str]:
     for operand in facts.operands:
         stride = operand.strides.get(candidate.vector, 0)
         helps = stride not in (0, 1) and operand.steps[candidate.vector] != stride
-        if operand.body and operand.packable and (helps or operand.edged):
+        tested = operand.edged & {candidate.vector, *(name for name, _ in candidate.tile)}
+        if operand.body and operand.packable and (helps or tested):
             found.add(operand.load.buffer)
     return found
 
@@ -320,8 +328,9 @@ def _tile_cycles(
         packed = operand.load.buffer in packs
         along = tile.keys() & operand.strides.keys()
         times = math.prod(tile[name] for name in along)
-        if any(operand.strides[name] != 1 for name in along):
-            times *= 1.05  # each element in a line of its own
+        reach = [operand.strides[name] for name in along]
+        if any(step != 1 for step in reach):  # some elements, or all, in lines of their own
+            times *= 1.02 if all(step is not None and abs(step) < 16 for step in reach) else 1.05
         stride = operand.strides.get(candidate.vector, 0)
         if candidate.vector in operand.strides:
             times *= vectors
@@ -331,8 +340,10 @@ def _tile_cycles(
             fetched += times * _gather(facts, step, machine)
             streamed += vectors * facts.lanes * operand.bytes / _bandwidth(facts, operand, machine)
         fetched += times
-        if (operand.edged and not packed) or operand.omits:
+        if operand.edged & {candidate.vector, *tile} and not packed:
             work += 3 * times
+        elif (operand.edged and not packed) or operand.omits:
+            work += 1.0  # tested once for the tile
     latency = machine.latency * facts.states if facts.states else 0.0
     parts = (work / machine.fma_rate, fetched / machine.load_rate, latency, streamed)
     return max(parts) + OVERLAP * sum(parts) + 0.5  # what is hidden is not quite free

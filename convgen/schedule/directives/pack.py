@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -87,7 +88,7 @@ class Pack(Directive):
             )
         if any(s.buffer == self.buffer for s in nest.stores):
             self.refuse(nest, f"{nest.name} writes {self.buffer} itself", expected="a pure operand")
-        if any(o.edges != reads[0].edges for o in reads):
+        if merged_edges(reads) is None:
             self.refuse(
                 nest,
                 f"{self.buffer} is read with different edges",
@@ -150,11 +151,14 @@ class Pack(Directive):
         source = kernel.buffer(self.buffer)
         reads = [o for o in loads_of(nest) if o.buffer == self.buffer]
         layout = self._layout(nest, source, reads)
-        name = _existing(kernel, nest, source, layout, reads[0].edges, self.hoist)
+        edges = merged_edges(reads)
+        assert edges is not None
+        name = _existing(kernel, nest, source, layout, edges, self.hoist)
         if name is None:
             name = _fresh(f"{self.buffer}_packed", [b.name for b in kernel.buffers])
             packed = Buffer(name, source.dtype, source.shape, layout, "packed")
-            kernel = self._with_phase(kernel, nest, packed, reads[0], target)
+            load = replace(reads[0], edges=edges)
+            kernel = self._with_phase(kernel, nest, packed, load, target)
         found = name
 
         def change(expr: Expr) -> Expr:
@@ -212,6 +216,17 @@ def pack(buffer: str, *loops: str, hoist: bool = False, nest: str = "") -> Pack:
     return Pack(buffer, tuple(loops), hoist, nest=nest)
 
 
+def merged_edges(reads: Sequence[Load]) -> tuple[Edge | None, ...] | None:
+    """The edges of one operand at all its accesses, where those that have any agree; else None."""
+    found: list[Edge | None] = []
+    for edges in zip(*(o.edges for o in reads), strict=True):
+        kinds = list(dict.fromkeys(e for e in edges if e is not None))
+        if len(kinds) > 1:
+            return None
+        found.append(kinds[0] if kinds else None)
+    return tuple(found)
+
+
 def packing_nest(name: str, source: Buffer, packed: Buffer, load: Load, target: Target) -> Nest:
     """The scheduled nest that fills a packed buffer, its padding and halo included.
 
@@ -223,6 +238,7 @@ def packing_nest(name: str, source: Buffer, packed: Buffer, load: Load, target: 
     blocked = {dim for dim, _ in layout.blocks}
     step = COPY_VECTORS * target.lanes(packed.dtype)
     dims = {d: _copy_loops(packed, d, step if d == vector_dim else 0) for d in layout.order}
+    dims |= _run_of_copies(source, packed, step)
     plain: list[Loop] = []
     cut: list[Loop] = []
     inner: list[Loop] = []
@@ -279,6 +295,48 @@ def _copy_loops(packed: Buffer, dim: int, step: int) -> tuple[list[Loop], Affine
         return [Loop(axis, only.size)], Affine.of(axis), (0, total)
     loops = [Loop(f"{axis}_out", only.count), Loop(f"{axis}_in", only.size)]
     return loops, Affine.of(f"{axis}_out") * only.size + inside, (0, total)
+
+
+def _run_of_copies(
+    source: Buffer, packed: Buffer, step: int
+) -> dict[int, tuple[list[Loop], Affine, tuple[int, int]]]:
+    """Innermost dimensions that lie alike in source and copy, walked by one loop; {} where the
+    innermost one is long enough or stands alone."""
+    layout = packed.layout
+    run: list[int] = []
+    if source.layout != Layout.rowmajor(len(source.shape)) or layout.blocks:
+        return {}
+    for dim in reversed(layout.order):
+        if halo_of(layout, dim) != (0, 0) or dim != len(source.shape) - 1 - len(run):
+            break
+        run.insert(0, dim)
+    if len(run) < 2 or packed.shape[run[-1]] >= step:
+        return {}
+    total = math.prod(packed.shape[d] for d in run)
+    while len(run) > 2 and total // packed.shape[run[0]] >= step * step:
+        total //= packed.shape[run.pop(0)]
+    flat = Buffer("", packed.dtype, (total,), Layout.rowmajor(1), "packed")
+    loops, value, _ = _copy_loops(flat, 0, step)
+    name = "_".join(f"i{d}" for d in run)
+    renamed = {o.name: f"{name}{o.name.removeprefix('i0')}" for o in loops}
+    renamed |= {o.base: f"{name}_base" for o in loops if o.base}
+    value = value.map_names(lambda n: renamed[n])
+    loops = [
+        replace(
+            o,
+            name=renamed[o.name],
+            inner=renamed.get(o.inner, ""),
+            base=renamed.get(o.base, ""),
+        )
+        for o in loops
+    ]
+    found: dict[int, tuple[list[Loop], Affine, tuple[int, int]]] = {}
+    for place, dim in enumerate(run):
+        below = math.prod(packed.shape[d] for d in run[place + 1 :])
+        part = value // below if below > 1 else value
+        part = part % packed.shape[dim] if place else part
+        found[dim] = (loops if place == len(run) - 1 else [], part, (0, packed.shape[dim]))
+    return found
 
 
 def _copy_edge(
