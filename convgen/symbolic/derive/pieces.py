@@ -15,6 +15,7 @@ from sympy import Expr, Integer
 
 from convgen.affine import Affine, Constraint
 from convgen.symbolic.derive.gather import Digits, Part, Progression, span
+from convgen.symbolic.derive.merge import merge_pieces, merge_sums
 from convgen.symbolic.expr import (
     Access,
     Axis,
@@ -69,7 +70,8 @@ def assemble(tensor: Tensor, parts: Sequence[Part], flip: bool = False) -> Stage
             walk((*chosen, cell), [part for part, _ in cell.readings])
 
     walk((), list(parts))
-    return Stage((tensor,), tuple(pieces))
+    hints = parts[0].names if parts else ("i",) * tensor.rank
+    return merge_pieces(Stage((tensor,), tuple(pieces)), hints)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -149,6 +151,11 @@ class _Run:
         """One past the last element."""
         return self.start + self.step * (self.count - 1) + 1
 
+    def meets(self, residue: int, modulus: int) -> bool:
+        """True when the run has elements of a residue class (modulo a multiple of its step)."""
+        step = modulus if self.count == 1 else self.step
+        return (residue - self.start) % step == 0
+
     def reading(self, element: Affine) -> dict[str, Affine]:
         if self.values is not None:
             return {n: v.substitute({"e": element}) for n, v in self.values.items()}
@@ -174,8 +181,9 @@ def _run_cells(
     """Residue classes modulo the least common multiple of all steps, cut into intervals."""
     modulus = math.lcm(*(r.step for r in runs))
     cells: list[_Cell] = []
+    name = hint if modulus == 1 else "u"
     for residue in range(modulus):
-        matching = [i for i, r in enumerate(runs) if (residue - r.start) % r.step == 0]
+        matching = [i for i, r in enumerate(runs) if r.meets(residue, modulus)]
         ends = {0, extent}
         for i in matching:
             ends |= {runs[i].start, runs[i].stop}
@@ -189,7 +197,6 @@ def _run_cells(
             bottom, top = modulus * first + residue, modulus * (last - 1) + residue
             inside = [i for i in matching if runs[i].start <= bottom and top < runs[i].stop]
             readings = tuple((active[i], runs[i].reading(element)) for i in inside)
-            name = hint if modulus == 1 else "u"
             cells.append(_Cell(element, (Range(axis, first, last),), (name,), readings))
     return cells
 
@@ -231,7 +238,8 @@ def _definition(
             known = next((v for p, v in cell.readings if p is part), {})
             readings |= {n: v.substitute(final) for n, v in known.items()}
         values.append(_value(part, readings, ranges, reduces, flip))
-    return Definition((out,), Domain(tuple(ranges)), tuple(reduces), (sympy.Add(*values),))
+    whole = Definition((out,), Domain(tuple(ranges)), tuple(reduces), (sympy.Add(*values),))
+    return merge_sums(whole)
 
 
 def _value(
