@@ -100,13 +100,44 @@ def _zeros(size: int) -> Array:
     return raw[start : start + size]
 
 
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """Where an argument's address comes from: array number `array`, or (-1) `offset` bytes into the
+    workspace, the handle's own one if it was prepared `ahead`."""
+
+    array: int
+    offset: int = 0
+    ahead: bool = False
+
+
 @dataclass
 class _Special:
-    """The kernel for one binding of the sizes, with contexts that are free."""
+    """The kernel for one binding of the sizes, with contexts that are free.
 
-    program: Program
+    wanted   dtype and shape of each input; results: name, dtype and shape of each result
+    """
+
     built: Built
+    wanted: tuple[tuple[np.dtype[Any], tuple[int, ...]], ...]
+    results: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
+    slots: tuple[_Slot, ...]
     free: list[_Context]
+
+    @staticmethod
+    def of(program: Program, built: Built) -> _Special:
+        names = [*dict.fromkeys([*(t.name for t in program.outputs), *program.saved])]
+        facts = {
+            name: (np.dtype(t.dtype.numpy_name), cast("tuple[int, ...]", t.shape))
+            for name, t in program.tensors().items()
+        }
+        inputs = [t.name for t in program.inputs]
+        return _Special(
+            built,
+            tuple(facts[n] for n in inputs),
+            tuple((n, *facts[n]) for n in names),
+            _slots(built, [*inputs, *names]),
+            [],
+        )
 
 
 class CompiledKernel:
@@ -133,7 +164,6 @@ class CompiledKernel:
         self._lock = threading.Lock()
         self._specials: dict[tuple[tuple[str, int], ...], _Special] = {}
         self._updated = frozenset(state for state, _ in program.updates)
-        self._results = _results(program)
         self._copies: dict[tuple[str, str], int] = {}
         self._calls = self._packed = self._ahead = 0
         self._last: _Special | None = None
@@ -145,6 +175,10 @@ class CompiledKernel:
     def __call__(self, *inputs: Any, out: Any = None, **named: Any) -> Any:
         """Run on arrays. Inputs of another dtype, rank or shape are refused (DataError); strided
         or misaligned ones are copied, which the report counts."""
+        if out is None and not named:
+            found = self._quick(inputs)
+            if found is not None:
+                return found
         given, prepared = self._arrange(inputs, named)
         arrays = {n: as_array(a, self._input(n), self._where) for n, a in given.items()}
         sizes = bind_sizes(
@@ -156,9 +190,24 @@ class CompiledKernel:
         written = [*results.items(), *((n, arrays[n]) for n in arrays if n in self._updated)]
         read = [(n, a) for n, a in arrays.items() if n not in self._updated]
         check_apart(written, read, self._where)
-        self._run(special, {**arrays, **results}, prepared)
-        found = tuple(results.values())
-        return found[0] if len(found) == 1 else found or None
+        self._run(special, [*arrays.values(), *results.values()], prepared)
+        made = tuple(results.values())
+        return made[0] if len(made) == 1 else made or None
+
+    def _quick(self, inputs: Sequence[Any]) -> Any:
+        """The call when all is as it should be: every input an array that needs no copy, sizes and
+        states none. None when a closer look is needed. Saves most of a small call's time."""
+        special = self._last
+        if special is None or self._updated or len(inputs) != len(special.wanted):
+            return None
+        for value, (dtype, shape) in zip(inputs, special.wanted, strict=True):
+            if type(value) is not np.ndarray or value.dtype != dtype or value.shape != shape:
+                return None
+            if not (value.flags.c_contiguous and value.flags.aligned):
+                return None
+        made = [np.empty(shape, dtype) for _, dtype, shape in special.results]
+        self._run(special, [*inputs, *made], ())
+        return made[0] if len(made) == 1 else tuple(made)
 
     def prepare(self, **inputs: Any) -> Prepared:
         """Pack inputs that change rarely: ``packed = kernel.prepare(W=w); kernel(x, packed, b)``.
@@ -195,9 +244,9 @@ class CompiledKernel:
             )
         workspace = _zeros(built.workspace_bytes)
         # What a prepare phase does not touch is not there yet: any address will do.
-        absent = {t.name: workspace for t in self.program.inputs if t.name not in arrays}
-        absent |= dict.fromkeys(self._results, workspace)
-        addresses = _addresses(built, {**absent, **arrays}, workspace, None)
+        given = [arrays.get(t.name, workspace) for t in self.program.inputs]
+        given += [workspace] * len(special.results)
+        addresses = _addresses(special.slots, given, workspace, None)
         Table([(built, addresses)], when="prepare").run(self.threads)
         return Prepared(self, arrays, built, workspace)
 
@@ -289,7 +338,7 @@ class CompiledKernel:
                     )
                 program = self.program.bind(**sizes) if sizes else self.program
                 built = build_program(program, self.target, self._request)
-                found = self._specials[key] = _Special(program, built, [])
+                found = self._specials[key] = _Special.of(program, built)
             self._last = found
             return found
 
@@ -354,30 +403,27 @@ class CompiledKernel:
 
     def _outputs(self, special: _Special, out: Any) -> dict[str, Array]:
         """Result name -> array: new ones, or those of the caller."""
-        tensors = [special.program.tensor(name) for name in self._results]
-        shapes = [cast("tuple[int, ...]", t.shape) for t in tensors]
+        wanted = special.results
         if out is None:
-            return {
-                t.name: np.empty(s, t.dtype.numpy_name)
-                for t, s in zip(tensors, shapes, strict=True)
-            }
+            return {name: np.empty(shape, dtype) for name, dtype, shape in wanted}
         several = isinstance(out, (tuple, list))
         arrays = list(cast("Sequence[Any]", out)) if several else [out]
-        if len(arrays) != len(tensors):
+        if len(arrays) != len(wanted):
             raise DataError(
                 "out= has the wrong number of arrays",
-                expected=f"{len(tensors)}: {', '.join(self._results)}",
+                expected=f"{len(wanted)}: {', '.join(name for name, _, _ in wanted)}",
                 got=str(len(arrays)),
                 where=self._where,
             )
         return {
-            t.name: check_written(a, f"out {t.name}", s, t.dtype.numpy_name, self._where)
-            for t, s, a in zip(tensors, shapes, arrays, strict=True)
+            name: check_written(a, f"out {name}", shape, str(dtype), self._where)
+            for (name, dtype, shape), a in zip(wanted, arrays, strict=True)
         }
 
     def _run(
-        self, special: _Special, arrays: Mapping[str, Array], prepared: Sequence[Prepared]
+        self, special: _Special, arrays: Sequence[Array], prepared: Sequence[Prepared]
     ) -> None:
+        """Run on checked arrays: the inputs in order, then the results."""
         built = special.built
         ahead = next((p for p in prepared if p.built is built and p.workspace is not None), None)
         with self._lock:
@@ -388,35 +434,37 @@ class CompiledKernel:
                 self._packed += ahead is None
         context = context or _Context(built)
         table = context.whole if ahead is None else context.after
-        table.bind(0, _addresses(built, arrays, context.workspace, ahead))
+        table.bind(0, _addresses(special.slots, arrays, context.workspace, ahead))
         table.run(self.threads)
         with self._lock:
             special.free.append(context)
 
 
-def _results(program: Program) -> tuple[str, ...]:
-    names = dict.fromkeys(t.name for t in program.outputs)
-    names.update(dict.fromkeys(program.saved))
-    return tuple(names)
+def _slots(built: Built, names: Sequence[str]) -> tuple[_Slot, ...]:
+    """Where each argument's address comes from, when arrays come in the order of `names`."""
+    slots: list[_Slot] = []
+    for argument in built.arguments:
+        if argument.name in names:
+            slots.append(_Slot(names.index(argument.name)))
+        elif argument.name in built.offsets:
+            ahead = argument.name in built.packed
+            slots.append(_Slot(-1, built.offsets[argument.name], ahead))
+        else:
+            raise InternalError(f"nothing to bind {argument.name} to", stage="kernel")
+    return tuple(slots)
 
 
 def _addresses(
-    built: Built, arrays: Mapping[str, Array], workspace: Array, ahead: Prepared | None
+    slots: Sequence[_Slot], arrays: Sequence[Array], workspace: Array, ahead: Prepared | None
 ) -> list[int]:
-    """The argument table: callers' arrays by name, everything else in the workspace. What a
-    prepare phase writes lies in the workspace of the handle, if there is one."""
-    base = workspace.ctypes.data
-    packed = base
+    """The argument table. What a prepare phase writes lies in the workspace of the handle, if
+    there is one."""
+    base = packed = workspace.ctypes.data
     if ahead is not None and ahead.workspace is not None:
         packed = ahead.workspace.ctypes.data
-    addresses: list[int] = []
-    for argument in built.arguments:
-        array = arrays.get(argument.name)
-        if array is not None:
-            addresses.append(array.ctypes.data)
-        elif argument.name in built.offsets:
-            start = packed if argument.name in built.packed else base
-            addresses.append(start + built.offsets[argument.name])
-        else:
-            raise InternalError(f"nothing to bind {argument.name} to", stage="kernel")
-    return addresses
+    return [
+        arrays[slot.array].ctypes.data
+        if slot.array >= 0
+        else (packed if slot.ahead else base) + slot.offset
+        for slot in slots
+    ]

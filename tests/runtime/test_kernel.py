@@ -105,20 +105,38 @@ def test_by_name_and_out() -> None:
     np.testing.assert_array_equal(out, want)
 
 
+PACKING = (
+    "split(k, 4, tail='guard'); reorder(n, y, x, k_out, c, r, s, k_in); "
+    "pack(W, k_in, hoist=True); vectorize(k_in)"
+)
+
+
 def test_prepared_weights_are_packed_once() -> None:
     program = window()
     x, w, b = inputs(program)
-    kernel = compile(program)
+    kernel = compile(program, schedule=PACKING)
+    assert kernel.report().packs == ("W",)
     want = kernel(x, w, b)
     packed = kernel.prepare(W=w)
     w[:] = 0  # the handle keeps what it was given
-    for _ in range(3):
+    for _ in range(2):
         np.testing.assert_array_equal(kernel(x, packed, b), want)
     np.testing.assert_array_equal(kernel(x, W=packed, b=b), want)
+    out = np.zeros_like(want)
+    np.testing.assert_array_equal(kernel(x, packed, b, out=out), want)
+    assert not np.array_equal(kernel(x, w, b), want)
     report = kernel.report()
-    if report.packs:
-        assert (report.packed_in_call, report.prepared_calls) == (1, 4)
-        assert "packed inside 1 call of 5, prepared ahead for 4" in str(report)
+    assert (report.packed_in_call, report.prepared_calls) == (2, 4)
+    assert "W packed inside 2 calls of 6, prepared ahead for 4" in str(report)
+    with pytest.raises(DataError, match=r"the kernel packs W too; expected prepare\(W=...\)"):
+        kernel.prepare(b=b)
+
+
+def test_inputs_that_nothing_packs_may_be_prepared_too() -> None:
+    program = window()
+    x, w, b = inputs(program)
+    kernel = compile(program, schedule="vectorize(x)")
+    np.testing.assert_array_equal(kernel(x, kernel.prepare(W=w), b), kernel(x, w, b))
 
 
 def test_a_handle_of_another_kernel_is_refused() -> None:
