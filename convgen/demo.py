@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from convgen.layers.loss import CrossEntropyLoss
 from convgen.layers.update import SGD
 from convgen.runtime.data import RandomShift, load_mnist
 from convgen.runtime.network import Network
+from convgen.runtime.progress import Stopwatch
 from convgen.symbolic.derive import grad
 from convgen.zoo import lenet5
 
@@ -203,7 +203,7 @@ def run(
     """The whole demonstration; returns what ``--json`` prints. Text goes to standard output unless
     quiet."""
     console = Console(quiet=quiet)
-    begin = time.perf_counter()
+    whole = Stopwatch()
     digits = load_mnist_digits(mnist) if mnist is not None else load_digits()
     chosen = epochs if epochs is not None else (3 if mnist is not None else 30)
     if chosen < 1:
@@ -219,14 +219,14 @@ def run(
     console.print(f"\ngradients against finite differences in float64: {error:.1e} (relative)")
     count = len(digits.train[0])
     console.print(f"training on {digits.name}: {count} images, {chosen} epochs of SGD")
-    start = time.perf_counter()
+    training = Stopwatch()
     network = train(
         digits, epochs=chosen, seed=seed, threads=threads, folder=output, show=not quiet,
         resume=resume,
     )  # fmt: skip
     accuracy = network.evaluate(*digits.test)
-    seconds = time.perf_counter() - begin
-    busy = time.perf_counter() - start - network.compile_seconds
+    seconds = whole.seconds
+    busy = training.seconds - network.compile_seconds
     speed = chosen * count / max(busy, 1e-9)
     files = write_files(network, digits, accuracy, output)
     console.print(

@@ -22,11 +22,22 @@ class Epoch:
     validation: float | None = None
 
 
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+
 class Meter:
     """Running means over one epoch."""
 
     def __init__(self) -> None:
-        self._start = time.perf_counter()
+        self._watch = Stopwatch()
         self._loss = 0.0
         self._correct = 0
         self._labelled = 0
@@ -50,7 +61,7 @@ class Meter:
 
     @property
     def images_per_second(self) -> float:
-        return self._count / max(time.perf_counter() - self._start, 1e-9)
+        return self._count / max(self._watch.seconds, 1e-9)
 
 
 class Bar:
