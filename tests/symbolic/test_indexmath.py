@@ -33,7 +33,9 @@ def test_extended_euclid_gives_the_divisor_and_its_combination(a: int, b: int) -
     st.integers(-9, 9),
     st.integers(1, 7),
 )
-def test_congruences_are_solved_completely(coefficients: list[int], target: int, modulus: int) -> None:
+def test_congruences_are_solved_completely(
+    coefficients: list[int], target: int, modulus: int
+) -> None:
     names = [f"t{i}" for i in range(len(coefficients))]
     solved = solve_congruence(coefficients, target, modulus, names)
     box = range(-4, 5)
@@ -48,8 +50,12 @@ def test_congruences_are_solved_completely(coefficients: list[int], target: int,
     reached: list[tuple[int, ...]] = []
     for t in itertools.product(range(-60, 61), repeat=1) if len(names) == 1 else _small(len(names)):
         point = dict(zip(names, t, strict=True))
-        z = tuple(c.value.evaluate(point) + c.step * point[n] for c, n in zip(solved, names, strict=True))
-        assert sum(c * v for c, v in zip(coefficients, z, strict=True)) % modulus == target % modulus
+        z = tuple(
+            c.value.evaluate(point) + c.step * point[n] for c, n in zip(solved, names, strict=True)
+        )
+        assert (
+            sum(c * v for c, v in zip(coefficients, z, strict=True)) % modulus == target % modulus
+        )
         reached.append(z)
     assert len(set(reached)) == len(reached)
     # The basis is as dense as the solutions are: the steps multiply to the index of the lattice.
@@ -77,8 +83,12 @@ def test_mixed_radix_numbers_are_split_into_their_digits(extents: list[int]) -> 
         assert all(0 <= values[n] < x for n, x in zip(names, extents, strict=True))
 
 
-@given(st.integers(-9, 9), st.integers(-3, 3), st.integers(1, 5), st.integers(-4, 4), st.integers(1, 9))
-def test_tidying_changes_no_value(constant: int, slope: int, divisor: int, low: int, extent: int) -> None:
+@given(
+    st.integers(-9, 9), st.integers(-3, 3), st.integers(1, 5), st.integers(-4, 4), st.integers(1, 9)
+)
+def test_tidying_changes_no_value(
+    constant: int, slope: int, divisor: int, low: int, extent: int
+) -> None:
     h = Affine.of("h")
     value = (slope * h + constant) // divisor + 2 * ((slope * h + constant) % divisor)
     bounds = {"h": (low, low + extent)}

@@ -1,11 +1,11 @@
 """Deriving gradients: Program -> adjoint Program.
 
-    grad(program, ["X", "W"])     inputs and cotangents -> dX, dW (recomputing what it needs)
-    split(program, ["X", "W"])    (forward that saves what backward needs, backward)
-    adjoint(program, "X")         grad with the inputs it really reads
-    steps(program, ["X"])         the derivation, to be read
-    stop_gradient(body)           the body as a constant of every derivative
-    custom_gradient(program, backward)    the program with a gradient that is no derivative
+grad(program, ["X", "W"])     inputs and cotangents -> dX, dW (recomputing what it needs)
+split(program, ["X", "W"])    (forward that saves what backward needs, backward)
+adjoint(program, "X")         grad with the inputs it really reads
+steps(program, ["X"])         the derivation, to be read
+stop_gradient(body)           the body as a constant of every derivative
+custom_gradient(program, backward)    the program with a gradient that is no derivative
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from sympy import Expr
 
 from convgen.symbolic.derive.custom import custom_gradient
 from convgen.symbolic.derive.reverse import adjoints
+from convgen.symbolic.derive.scalar import exchange
 from convgen.symbolic.derive.steps import Step
 from convgen.symbolic.expr import Access, Definition, Stage, Tensor
 from convgen.symbolic.functions import stop_gradient
@@ -161,7 +162,7 @@ def _retarget(stage: Stage, final: dict[str, Tensor]) -> Stage:
             if isinstance(a, Access)
             and (final.get(a.tensor.name, a.tensor) != a.tensor or any(b.value for b in a.boundary))
         }
-        return expr.xreplace(stale) if stale else expr
+        return exchange(expr, stale) if stale else expr
 
     pieces = tuple(
         Definition(

@@ -12,6 +12,7 @@ from dataclasses import replace
 from sympy import Expr
 
 from convgen.errors import FormulaError, ShapeError
+from convgen.symbolic.derive.scalar import exchange
 from convgen.symbolic.expr import Access, Definition, Stage, Tensor
 from convgen.symbolic.program import Program
 
@@ -98,7 +99,7 @@ def inline(
         return Access(final.get(a.tensor.name, a.tensor), a.index, kinds)
 
     def body(expr: Expr) -> Expr:
-        return expr.xreplace({a: access(a) for a in expr.atoms(Access) if isinstance(a, Access)})
+        return exchange(expr, {a: access(a) for a in expr.atoms(Access) if isinstance(a, Access)})
 
     stages = [
         Stage(

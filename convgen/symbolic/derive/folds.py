@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from convgen.affine import Affine
 from convgen.symbolic.boundary import Boundary
-from convgen.symbolic.derive.gather import Part, Progression
+from convgen.symbolic.derive.terms import Part, Progression
 from convgen.symbolic.expr import Access, Range, Size, Tensor
 
 

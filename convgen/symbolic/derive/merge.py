@@ -13,8 +13,8 @@ from dataclasses import replace
 from sympy import Add, Expr
 
 from convgen.affine import Affine, Constraint
-from convgen.symbolic.derive.gather import guards
-from convgen.symbolic.derive.scalar import affine_in_results
+from convgen.symbolic.derive.guards import guards
+from convgen.symbolic.derive.scalar import affine_in_results, exchange
 from convgen.symbolic.expr import (
     Access,
     Axis,
@@ -76,7 +76,7 @@ def _stretch(body: Expr, axis: str, m: int, c: int, number: str) -> Expr:
         index = tuple(_stretched(i, axis, m, c, number) for i in access.index)
         if index != access.index:
             changed[access] = Access(access.tensor, index, access.boundary)
-    return body.xreplace(changed)
+    return exchange(body, changed)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def merge_sums(piece: Definition) -> Definition:
         return piece
     reduces = [r for _, g in merged for r in g]
     scales = [n for n, g in merged for _ in g]
-    rest = values[0].xreplace({Result(i): 0 for i in range(len(piece.reduces))})
+    rest = exchange(values[0], {Result(i): 0 for i in range(len(piece.reduces))})
     terms = [n * Result(i) for i, n in enumerate(scales)]
     return Definition(piece.outs, piece.domain, tuple(reduces), (Add(*terms, rest),))
 

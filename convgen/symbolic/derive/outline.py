@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from sympy import Expr
 
 from convgen.affine import Affine
-from convgen.symbolic.derive.scalar import affine_in_results
+from convgen.symbolic.derive.scalar import affine_in_results, exchange
 from convgen.symbolic.expr import (
     Access,
     Definition,
@@ -167,7 +167,7 @@ class _Piece:
         numbers: dict[Result, Result] | None = None,
     ) -> list[Access]:
         renumber = numbers or {r: Result(0, r.item) for r in results}
-        values = [b.xreplace(renumber) for b in bodies]
+        values = [exchange(b, renumber) for b in bodies]
         used: set[str] = set()
         for r in reduces:
             used |= _reduce_axes(self.piece, r)

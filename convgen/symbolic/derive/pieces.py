@@ -14,8 +14,9 @@ import sympy
 from sympy import Expr, Integer
 
 from convgen.affine import Affine, Constraint
-from convgen.symbolic.derive.gather import Digits, Part, Progression, span
 from convgen.symbolic.derive.merge import merge_pieces, merge_sums
+from convgen.symbolic.derive.scalar import exchange
+from convgen.symbolic.derive.terms import Digits, Part, Progression, span
 from convgen.symbolic.expr import (
     Access,
     Axis,
@@ -315,7 +316,7 @@ def tidy_body(body: Expr, bounds: Mapping[str, tuple[int, int]]) -> Expr:
             integer = sympy.floor(whole.args[0]) if isinstance(whole, round_down) else whole
             if integer.is_integer:
                 changed[whole] = affine_body(tidy(affine_of(integer), bounds))
-    return body.xreplace(changed) if changed else body
+    return exchange(body, changed) if changed else body
 
 
 def _constraints(

@@ -11,7 +11,7 @@ from sympy import Expr, Integer
 from convgen.affine import Affine, Constraint
 from convgen.errors import DerivationError
 from convgen.symbolic.derive.outline import box
-from convgen.symbolic.derive.scalar import position
+from convgen.symbolic.derive.scalar import exchange, position
 from convgen.symbolic.expr import (
     Access,
     Definition,
@@ -100,7 +100,7 @@ class Reduces:
         for i in range(len(reduce.reduction.project) + 1):
             if result(i) in used:
                 values[result(i)] = self._result(piece, reduction, i)
-        return adjoint.xreplace(values)
+        return exchange(adjoint, values)
 
     def _result(self, piece: Definition, reduction: Reduction, item: int) -> Expr:
         """A stored result of the reduction or of its companion (whose result 0 is the position)."""
@@ -152,7 +152,7 @@ class Reduces:
             for side in (there - here + 1, here - there + 1)
         )
         both = dict(zip(_state(0), (Result(0), Result(1)), strict=True))
-        whole = reduce.reduction.combine[0].xreplace(both)
+        whole = exchange(reduce.reduction.combine[0], both)
         definition = Definition(
             (Access(tensor, index),), Domain((*ranges, *inner)), sides, (whole,)
         )

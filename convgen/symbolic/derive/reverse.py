@@ -11,7 +11,7 @@ from convgen.affine import Affine, Constraint
 from convgen.errors import DerivationError
 from convgen.symbolic.derive.custom import inline, is_first, written_by
 from convgen.symbolic.derive.folds import fold_parts
-from convgen.symbolic.derive.gather import Part, Progression, Term, solve, span
+from convgen.symbolic.derive.gather import solve
 from convgen.symbolic.derive.outline import Outlined, is_atomic, outline
 from convgen.symbolic.derive.pieces import assemble
 from convgen.symbolic.derive.reduces import Reduces
@@ -23,6 +23,7 @@ from convgen.symbolic.derive.scalar import (
     outside,
 )
 from convgen.symbolic.derive.steps import Step, describe
+from convgen.symbolic.derive.terms import Part, Progression, Term, span
 from convgen.symbolic.expr import (
     Access,
     Definition,
@@ -135,9 +136,7 @@ class _Reverse:
             self.behind.append(assemble(out, parts, self.flip))
             results.append(out)
         given = tuple(self.given[t.name] for t in self.program.outputs if t.name in self.given)
-        return Adjoints(
-            self.program, self.ahead, given, self.behind, tuple(results), self.steps
-        )
+        return Adjoints(self.program, self.ahead, given, self.behind, tuple(results), self.steps)
 
     # -----------------------------------------------------------------------------------------
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import sympy
 from sympy import Dummy, Expr, Integer
@@ -10,6 +12,11 @@ from sympy import Dummy, Expr, Integer
 from convgen.affine import Affine
 from convgen.symbolic.expr import Access, Result, Size, affine_body
 from convgen.symbolic.functions import less, logical_or, normalize, relu, select, step
+
+
+def exchange(body: Expr, mapping: Mapping[Any, Any]) -> Expr:
+    """The body with atoms or subexpressions replaced, all at once."""
+    return body.xreplace(mapping) if mapping else body  # type: ignore[return-value]
 
 
 @lru_cache(maxsize=16384)
@@ -30,8 +37,8 @@ def derivative(body: Expr, atom: Expr) -> Expr:
         if not any(a.has(atom) for a in rest):
             return sympy.Mul(*rest)
     plain = Dummy("x", real=True)
-    found = body.xreplace({atom: plain}).diff(plain)
-    return normalize(found.xreplace({plain: atom}))
+    found = exchange(body, {atom: plain}).diff(plain)
+    return normalize(exchange(found, {plain: atom}))
 
 
 def inner_accesses(body: Expr) -> list[tuple[Access, Access, int]]:
@@ -71,7 +78,7 @@ def by_output(found: Expr, value: Expr, output: Access) -> Expr:
     mapping: dict[Expr, Expr] = {value: output}
     if isinstance(value, relu):
         mapping[step(value.args[0])] = step(output)  # type: ignore[index]
-    return found.xreplace(mapping)
+    return exchange(found, mapping)
 
 
 def numeric(body: Expr) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from convgen.affine import Affine, Constraint
-from convgen.symbolic.derive.gather import Digits, Part, Progression, Term
+from convgen.symbolic.derive.terms import Digits, Part, Progression, Term
 from convgen.symbolic.expr import Access, Range
 
 
