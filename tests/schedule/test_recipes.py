@@ -1,0 +1,127 @@
+"""The default schedules: what is chosen, that it is legal, that the tile fits the registers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from schedule_nests import buffer, dense, kernel, load, nest, sum_of, var, window
+
+from convgen.ir.interpret import interpret
+from convgen.ir.nodes import Edge, Kernel, Op
+from convgen.schedule.cost import MACHINES, facts_of, machine_of
+from convgen.schedule.directives.mark import registers_needed
+from convgen.schedule.recipes import candidates, choose, default_schedule
+from convgen.target import target
+from convgen.types import f32
+
+Golden = Callable[[str, str], None]
+
+
+def weights_gradient(filters: int, channels: int, size: int) -> Kernel:
+    """dW[k, c, r, s] = sum(n, y, x: dY[n, k, y, x] * X[n, c, y + r - 1, x + s - 1])."""
+    n, k, c, r, s, y, x = (var(a) for a in "nkcrsyx")
+    zero = Edge("zero")
+    edges = (None, None, zero, zero)
+    body = Op(
+        "mul",
+        (load("dY", n, k, y, x), load("X", n, c, y + r - 1, x + s - 1, edges=edges)),
+        f32,
+    )
+    return kernel(
+        (
+            buffer("X", (1, channels, size, size)),
+            buffer("dY", (1, filters, size, size)),
+            buffer("dW", (filters, channels, 3, 3), "output"),
+        ),
+        nest(
+            "dW",
+            {"k": filters, "c": channels, "r": 3, "s": 3},
+            body,
+            {"n": 1, "y": size, "x": size},
+        ),
+    )
+
+
+def total(rows: int, columns: int) -> Kernel:
+    element = load("X", var("i"), var("j"))
+    return kernel(
+        (buffer("X", (rows, columns)), buffer("M", (rows,), "output")),
+        nest("M", {"i": rows}, element, {"j": columns}),
+    )
+
+
+def clamp(rows: int, columns: int) -> Kernel:
+    element = load("X", var("i"), var("j"))
+    return kernel(
+        (buffer("X", (rows, columns)), buffer("Y", (rows, columns), "output")),
+        nest("Y", {"i": rows, "j": columns}, Op("abs", (element,), f32)),
+    )
+
+
+KERNELS: dict[str, Callable[[], Kernel]] = {
+    "256 to 256 channels, 56x56": lambda: window(1, 256, 256, 56),
+    "192 to 192 channels, 19x19": lambda: window(1, 192, 192, 19),
+    "3 to 64 channels, 7x7 stride 2": lambda: window(1, 3, 64, 224, 7, 3, 2),
+    "97 filters on 13x13": lambda: window(4, 13, 97, 13),
+    "reflected": lambda: window(2, 16, 32, 14, kind="reflect"),
+    "gradient of the weights": lambda: weights_gradient(256, 256, 56),
+    "dense, batch 1": lambda: dense(1, 1000, 512),
+    "dense, batch 32": lambda: dense(32, 120, 400),
+    "row sums": lambda: total(64, 1000),
+    "elementwise": lambda: clamp(61, 97),
+}
+
+
+@pytest.mark.parametrize("where", ["x86-64-v4", "x86-64-v3"])
+def test_what_is_chosen(where: str, golden: Golden) -> None:
+    lines: list[str] = []
+    for name, make in KERNELS.items():
+        subject = make()
+        schedule = default_schedule(subject, target(where))
+        scheduled = schedule.apply(subject, target(where))
+        lines += [f"{name}:", str(schedule), *(f"  note: {n}" for n in scheduled.notes), ""]
+    golden(f"schedule/chosen-{where}.txt", "\n".join(lines))
+
+
+@pytest.mark.parametrize("where", ["x86-64-v4", "x86-64-v3", "x86-64-v2", "aarch64"])
+@pytest.mark.parametrize("name", KERNELS)
+def test_the_tile_fits_and_candidates_are_few(where: str, name: str) -> None:
+    machine = target(where)
+    subject = KERNELS[name]()
+    scheduled = default_schedule(subject, machine).apply(subject, machine)
+    for body in scheduled.nests():
+        if any(r.carried for r in body.reduces):
+            assert registers_needed(body, machine) <= machine.vector_registers - 2
+    (naive,) = subject.nests()
+    assert len(list(candidates(facts_of(naive, subject, machine)))) <= 400
+
+
+def test_choice_depends_on_the_table_not_on_the_clock() -> None:
+    subject = window(1, 64, 64, 56)
+    (body,) = subject.nests()
+    first = choose(body, subject, target("x86-64-v4"))
+    assert first == choose(body, subject, target("x86-64-v4"))
+    known = replace(target("x86-64-v4"), cpu_model="AMD EPYC (family 25, model 17)")
+    assert machine_of(known).fma_rate == 1.0
+    assert machine_of(target("x86-64-v3")).fma_rate == 2.0
+    assert MACHINES
+
+
+def test_an_empty_sum_is_scheduled() -> None:
+    subject = kernel(
+        (buffer("X", (4, 3)), buffer("Y", (4,), "output")),
+        nest("Y", {"i": 4}, load("X", var("i"), var("j")), {"j": 0}, sum_of()),
+    )
+    scheduled = default_schedule(subject, target("x86-64-v4")).apply(subject, target("x86-64-v4"))
+    ones = {"X": np.ones((4, 3), np.float32)}
+    assert interpret(scheduled, ones)["Y"].tolist() == [0, 0, 0, 0]
+
+
+def test_parameters_are_packed_ahead_and_data_is_not() -> None:
+    subject = window(1, 256, 256, 14)
+    scheduled = default_schedule(subject, target("x86-64-v4")).apply(subject, target("x86-64-v4"))
+    when = {p.name: p.when for p in scheduled.phases}
+    assert when == {"pack_W": "prepare", "pack_X": "run", "Y": "run"}
