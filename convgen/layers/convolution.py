@@ -322,7 +322,7 @@ class _TransposedConvolution(Layer):
             bias=False,
             dtype=dtype,
         )
-        return _transposed(derive.adjoint(forward, "X"), self.bias, dtype)
+        return _transposed(forward, self.bias, dtype)
 
     def multiply_adds(self, *shapes: Shape) -> int:
         (shape,) = shapes
@@ -332,10 +332,12 @@ class _TransposedConvolution(Layer):
         return total
 
 
-def _transposed(adjoint: Program, bias: bool, dtype: DType) -> Program:
-    """The adjoint dX(W, dY) as a layer: dY renamed to X, dX to Y, the bias added to each piece."""
+def _transposed(forward: Program, bias: bool, dtype: DType) -> Program:
+    """The adjoint dX(W, dY) as a layer: dY renamed to X, dX to Y, the bias added to each piece.
+    W is an input even where no tap reaches any output."""
+    adjoint = derive.adjoint(forward, "X")
     x = replace(adjoint.tensor("dY"), name="X", role="input", source=None)
-    w = adjoint.tensor("W")
+    w = forward.tensor("W")
     y = replace(adjoint.output, name="Y", role="output", source=None)
     b = dsl.tensor("b", (int(y.shape[1]),), dtype, role="parameter")  # type: ignore[arg-type]
     rename = {"dY": x, adjoint.output.name: y}
