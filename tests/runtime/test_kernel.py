@@ -318,6 +318,27 @@ def test_calls_from_several_threads() -> None:
     assert not wrong
 
 
+def test_compiling_in_several_threads() -> None:
+    wrong: list[int] = []
+
+    def work(factor: int) -> None:
+        a = dsl.tensor("A", (5, 7))
+        for shift in range(3):
+            kernel = compile(dsl.define("B", [Y, X], factor * a[Y, X] + shift), threads=2)
+            if not np.array_equal(
+                kernel(np.ones((5, 7), np.float32)), np.full((5, 7), factor + shift)
+            ):
+                wrong.append(factor)
+
+    with knobs.override(CACHE=False):
+        callers = [threading.Thread(target=work, args=(i,)) for i in range(1, 5)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+    assert not wrong
+
+
 def test_more_than_two_to_the_31_elements() -> None:
     """The last elements of an array of 9 GiB whose pages are never touched but for two."""
     size = (1 << 31) + 4096

@@ -12,7 +12,7 @@ from convgen.backends.llvm.builder import (
     vector_type,
 )
 from convgen.errors import InternalError
-from convgen.ir.nodes import Const, Op
+from convgen.ir.nodes import Broadcast, Const, Expr, Op
 from convgen.target import Target
 from convgen.types import DType, bool_
 
@@ -82,7 +82,10 @@ def _abs(b: Builder, op: Op, args: list[Value], target: Target) -> Value:
     return Value(b.call(full, args[0].type, typed), op.dtype, op.lanes)
 
 
-def _is_number(expr: object) -> bool:
+def _is_number(expr: Expr) -> bool:
+    """A constant that is not NaN."""
+    if isinstance(expr, Broadcast):
+        expr = expr.value
     return isinstance(expr, Const) and expr.value == expr.value
 
 
