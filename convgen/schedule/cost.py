@@ -46,6 +46,7 @@ class Machine:
 
 # Weights that no machine differs in.
 OVERLAP = 0.05  # share of the hidden work that still shows
+WORTH_SHARING = 50_000  # cycles below which one worker is enough
 CODE = 5e-4  # what a statement of the tile adds: equal candidates are told apart by size
 
 # The first row whose text occurs in the model's own name for itself.
@@ -251,6 +252,7 @@ def score(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
             inner = _tile_cycles(facts, candidate, height, vectors, packs, machine)
             once = _store_cycles(facts, candidate, height, width, vectors, machine)
             total += outer * chunks.count(width) * (iterations * inner + once + 12)
+        total *= _idle(outer * len(chunks), total)
         total *= 1 + CODE * height * -(-candidate.width // lanes) * weight(facts, candidate, packs)
         if total < cycles:
             cycles, kept = total, frozenset(packs)
@@ -268,6 +270,11 @@ def weight(facts: Facts, candidate: Candidate, packs: frozenset[str] | set[str])
         if not facts.reduces and strides.get(candidate.vector, 0) not in (0, 1):
             total += 2 * facts.lanes
     return total
+
+
+def _idle(tasks: int, cycles: float) -> float:
+    """What few tasks cost where several workers could share them; small kernels need one only."""
+    return 1 + 0.5 / max(1, tasks) if cycles > WORTH_SHARING else 1.0
 
 
 def _height(facts: Facts, name: str, cover: tuple[int, ...]) -> float:
@@ -402,6 +409,7 @@ def _score_reduce(facts: Facts, candidate: Candidate, machine: Machine) -> Candi
     joined = 3.0 * facts.lanes * facts.states + 10
     outputs = math.prod(facts.outputs.values())
     cycles = outputs * (rest * max(vectors * each, waiting) + joined + facts.epilogue + 2)
+    cycles *= _idle(outputs, cycles)
     return Candidate(candidate.vector, candidate.width, (), frozenset(), cycles)
 
 
