@@ -5,7 +5,7 @@
 >>> X, W = cg.tensor("X", (8, 3)), cg.tensor("W", (4, 3))
 >>> layer = cg.define("Y", [n, k], cg.sum_over(c, X[n, c] * W[k, c]))
 >>> print(cg.grad(layer, ["X"]))
-program grad_Y
+program Y_grad
 tensor X: f32[8, 3]
 tensor W: f32[4, 3]
 tensor dY: f32[8, 4]

@@ -21,7 +21,7 @@ def parse_layer(text: str) -> Layer:
     """A layer from its constructor call.
 
     >>> parse_layer("Conv2d(64, 128, 3, stride=2)")
-    Conv2d(64, 128, (3, 3), stride=(2, 2))
+    Conv2d(64, 128, 3, stride=2)
     """
     try:
         tree = ast.parse(text.strip(), mode="eval").body
