@@ -8,7 +8,6 @@ import threading
 import numpy as np
 import pytest
 
-from convgen import knobs
 from convgen.errors import DataError, ScheduleError, ShapeError, TargetError
 from convgen.runtime.kernel import compile
 from convgen.symbolic import dsl
@@ -20,7 +19,8 @@ N, K, C, Y, X, R, S = dsl.axes("n k c y x r s")
 
 @pytest.fixture(autouse=True, scope="module")
 def own_cache(tmp_path_factory: pytest.TempPathFactory):
-    with knobs.override(CACHE_DIR=tmp_path_factory.mktemp("cache")):
+    with pytest.MonkeyPatch.context() as patch:  # overrides of knobs do not reach other threads
+        patch.setenv("CONVGEN_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
         yield
 
 
@@ -318,7 +318,8 @@ def test_calls_from_several_threads() -> None:
     assert not wrong
 
 
-def test_compiling_in_several_threads() -> None:
+def test_compiling_in_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVGEN_CACHE", "0")
     wrong: list[int] = []
 
     def work(factor: int) -> None:
@@ -330,12 +331,11 @@ def test_compiling_in_several_threads() -> None:
             ):
                 wrong.append(factor)
 
-    with knobs.override(CACHE=False):
-        callers = [threading.Thread(target=work, args=(i,)) for i in range(1, 5)]
-        for caller in callers:
-            caller.start()
-        for caller in callers:
-            caller.join()
+    callers = [threading.Thread(target=work, args=(i,)) for i in range(1, 5)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join()
     assert not wrong
 
 
