@@ -13,15 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from convgen.errors import ScheduleError
-from convgen.ir.nodes import Index, Kernel, Loop, LoopKind, Nest
+from convgen.ir.nodes import Combiner, Index, Kernel, Loop, LoopKind, Nest, Param
 from convgen.ir.regions import loop_extent
 from convgen.ir.visit import walk
 from convgen.schedule.access import in_loops, loads_of, offset_of, outer_loops, tile_loops, trips
 from convgen.schedule.cost import (
     Candidate,
     Facts,
-    Machine,
-    chunks_of,
     facts_of,
     heights,
     machine_of,
@@ -43,7 +41,6 @@ from convgen.schedule.directives import (
 )
 from convgen.schedule.directives.base import find_nest
 from convgen.schedule.directives.mark import registers_needed
-from convgen.schedule.directives.split import exact_cover
 from convgen.schedule.schedule import Schedule
 from convgen.target import Target
 
@@ -425,9 +422,9 @@ def _axis(name: str) -> str:
     return name
 
 
-def _uses_position(combiner: object) -> bool:
-    lift = getattr(combiner, "lift", ())
-    return any(getattr(e, "name", "") == "p" for part in lift for e in walk(part))
+def _uses_position(combiner: Combiner) -> bool:
+    params = (e for part in combiner.lift for e in walk(part) if isinstance(e, Param))
+    return any(e.name == "p" for e in params)
 
 
 def _good_divisor(extent: int, width: int, lanes: int) -> int:
@@ -435,6 +432,3 @@ def _good_divisor(extent: int, width: int, lanes: int) -> int:
     fits = [d for d in range(lanes, 2 * width + 1) if extent % d == 0]
     full = [d for d in fits if d >= 0.8 * lanes * -(-d // lanes)]
     return max(full, default=0)
-
-
-__all__ = ["candidates", "choose", "chunks_of", "default_schedule", "exact_cover", "Machine"]

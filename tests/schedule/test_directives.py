@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from schedule_nests import buffer, first_max, kernel, load, nest, two_stages, va
 
 from convgen.errors import ScheduleError
 from convgen.ir.interpret import interpret
-from convgen.ir.nodes import Kernel
+from convgen.ir.nodes import Edge, Kernel, Op
 from convgen.ir.printer import kernel_text
 from convgen.schedule.schedule import parse_schedule
 from convgen.target import target
@@ -300,8 +301,6 @@ def test_refusal(name: str) -> None:
 
 
 def test_not_associative_is_not_factored() -> None:
-    from dataclasses import replace
-
     subject = line()
     (body,) = subject.nests()
     reduce = body.reduces[0]
@@ -326,6 +325,29 @@ def test_equal_packs_share_one_copy() -> None:
     )
     after = apply("A: pack(W, x); vectorize(x)\nB: pack(W, x); vectorize(x)", subject)
     assert [b.name for b in after.buffers if b.role == "packed"] == ["W_packed"]
+    same(subject, after)
+
+
+def test_edges_that_disagree_are_not_packed() -> None:
+    x = var("x")
+    ends = load("X", x - 1, edges=(Edge("zero"),)), load("X", x + 1, edges=(Edge("reflect"),))
+    subject = kernel(
+        (buffer("X", (6,)), buffer("Y", (6,), "output")),
+        nest("Y", {"x": 6}, Op("add", ends, f32)),
+    )
+    with pytest.raises(ScheduleError, match="X is read with different edges"):
+        apply("pack(X)", subject)
+
+
+def test_reads_inside_share_the_copy_of_reads_with_edges() -> None:
+    x = var("x")
+    both = load("X", x), load("X", x - 2, edges=(Edge("circular"),))
+    subject = kernel(
+        (buffer("X", (6,)), buffer("Y", (6,), "output")),
+        nest("Y", {"x": 6}, Op("sub", both, f32)),
+    )
+    after = apply("pack(X); vectorize(x)", subject)
+    assert after.buffer("X_packed").layout.halo == ((2, 0),)
     same(subject, after)
 
 
