@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from convgen.errors import ConvgenError, InternalError
+from convgen.errors import ConvgenError, InternalError, UserError
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON value instead.")
 
@@ -209,6 +209,8 @@ def conv(
     from convgen.types import dtype_of
 
     chosen = cases.cases(names)
+    if file is not None and not file.parent.is_dir():
+        raise UserError(f"there is no folder {file.parent}", where="--json")
     columns = ["case", "pass", "layout", "threads", "prepared", "GFLOP/s", "of peak", "ms"]
     columns += ["min..max", "peer", "peer GFLOP/s", "ratio", "error"]
     rows: list[Any] = []
@@ -228,6 +230,8 @@ def conv(
     means = kernels.geometric_means(rows)
     for name, mean in means.items():
         click.echo(f"geometric mean of the ratio, {name}: {mean:.2f}")
+    if any(row.share_of_peak > 1 for row in rows):
+        click.echo("a kernel above the peak: the peak was read too low; measure again", err=True)
     if file is not None:
         text = {"rows": [row.as_json() for row in rows], "geometric_means": means}
         file.write_text(json.dumps(text, indent=1) + "\n")

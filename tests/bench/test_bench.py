@@ -192,6 +192,14 @@ def test_command_line_errors_are_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("error: there is no case 'vgg9'; expected")
 
 
+def test_json_needs_its_folder_before_anything_is_measured(monkeypatch, capsys):
+    words = ["convgen", "bench", "conv", "--case", "lenet2", "--json", "no/such/file.json"]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit):
+        command_line.main()
+    assert capsys.readouterr().err.startswith("error: --json: there is no folder no/such")
+
+
 @pytest.mark.parametrize("words", [[], ["bench"], ["bench", "conv"], ["bench", "peak"], ["knobs"]])
 def test_every_command_has_help(words):
     found = CliRunner().invoke(command_line.cli, [*words, "--help"])
