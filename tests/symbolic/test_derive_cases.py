@@ -199,14 +199,14 @@ def last_line(program: Program) -> str:
 
 def test_text_of_stride_one() -> None:
     assert last_line(derive.grad(plane(1, 1, 8), ["X"])) == (
-        "dX[n, c, h, w] = sum(k, r, s: dY[n, k, h - r + 1, w - s + 1] * W[k, c, r, s])"
+        "dX[n, c, h, w] = sum(k, r, s: dY[n, k, h + 1 - r, w + 1 - s] * W[k, c, r, s])"
     )
     assert last_line(derive.grad(plane(1, 1, 8), ["X"], flip=True)) == (
         "dX[n, c, h, w] = sum(k, r < 3, s < 3: "
         "dY[n, k, h + r - 1, w + s - 1] * W[k, c, -r + 2, -s + 2])"
     )
     assert last_line(derive.grad(plane(1, 1, 8), ["W"])) == (
-        "dW[k, c, r, s] = sum(n, y, x: dY[n, k, y, x] * X[n, c, r + y - 1, s + x - 1])"
+        "dW[k, c, r, s] = sum(n, y, x: dY[n, k, y, x] * X[n, c, y + r - 1, x + s - 1])"
     )
 
 
@@ -215,10 +215,10 @@ def test_text_of_stride_two(golden: Any) -> None:
     lines = [line for line in str(found).splitlines() if line.startswith("dX")]
     assert lines == [
         "dX[n, c, 2*u, 2*u'] = sum(k: dY[n, k, u, u'] * W[k, c, 1, 1])",
-        "dX[n, c, 2*u, 2*u' + 1] = sum(k, t' < 2: dY[n, k, u, u' - t' + 1] * W[k, c, 1, 2*t'])",
-        "dX[n, c, 2*u + 1, 2*u'] = sum(k, t < 2: dY[n, k, u - t + 1, u'] * W[k, c, 2*t, 1])",
+        "dX[n, c, 2*u, 2*u' + 1] = sum(k, t' < 2: dY[n, k, u, u' + 1 - t'] * W[k, c, 1, 2*t'])",
+        "dX[n, c, 2*u + 1, 2*u'] = sum(k, t < 2: dY[n, k, u + 1 - t, u'] * W[k, c, 2*t, 1])",
         "dX[n, c, 2*u + 1, 2*u' + 1] = sum(k, t < 2, t' < 2: "
-        "dY[n, k, u - t + 1, u' - t' + 1] * W[k, c, 2*t, 2*t'])",
+        "dY[n, k, u + 1 - t, u' + 1 - t'] * W[k, c, 2*t, 2*t'])",
     ]
 
 
@@ -230,7 +230,7 @@ def test_reflect_equals_the_hand_written_program() -> None:
     )
     lines = [x for x in str(derive.adjoint(program, "X")).splitlines() if x.startswith("dX")]
     assert lines[0] == "dXp[n, c, p] = sum(k, r: dY[n, k, p - r] * W[k, c, r])   for p < 8"
-    assert "dX[n, c, h] = dXp[n, c, h + 1] + dXp[n, c, -h + 11]   for 4 <= h < 5" in lines
+    assert "dX[n, c, h] = dXp[n, c, h + 1] + dXp[n, c, 11 - h]   for 4 <= h < 5" in lines
 
 
 def test_symbolic_batch_passes_through() -> None:
@@ -251,7 +251,7 @@ def test_steps_tell_the_derivation() -> None:
     titles = [s.title for s in found]
     assert titles[:2] == ["chain rule", "index equation"]
     assert {"solution", "domain", "simplification"} <= set(titles)
-    assert any("y = u - t + 1" in s.formula for s in found)
+    assert any("y = u + 1 - t" in s.formula for s in found)
 
 
 # ---------------------------------------------------------------------------------------------

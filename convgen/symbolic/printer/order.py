@@ -2,6 +2,11 @@
 
 Terms and factors follow the program's tensors (inputs in the user's order, then what stages
 write), axes follow the definition; numbers come last in sums and first in products.
+
+In an index positions come before taps, and what is added before what is subtracted: `2*y + r - 1`
+in a layer, `h + 1 - r` in its gradient to the input, `2*y + r - 1` again in that to the weights,
+whose positions are those of the cotangent. Each group follows the order of the axes, the constant
+is the last of its group.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import sympy
 from sympy import Expr, Rational, S
 
+from convgen.affine import Affine, Atom, FloorDiv
 from convgen.symbolic.expr import Access, Axis, Definition, Result, accesses_of
 
 if TYPE_CHECKING:
@@ -37,11 +43,67 @@ class Order:
     def __init__(self, program: Program, definition: Definition | None = None) -> None:
         self.tensors = {name: i for i, name in enumerate(program.tensors())}
         self.definition = definition
-        names: list[str] = list(definition.domain.names) if definition else []
+        self._inputs = {t.name for t in program.inputs}
+        self._gradients = {t.name for t in program.outputs}
+        names: list[str] = self._positions()
+        names += [n for n in definition.domain.names if n not in names] if definition else []
         for reduce in definition.reduces if definition else ():
             names += [n for n in reduce.domain.names if n not in names]
         self.axes = {name: i for i, name in enumerate(names)}
         self._keys: dict[Expr, tuple[Any, ...]] = {}
+
+    def _positions(self) -> list[str]:
+        """The axes that cotangents are read at, one by one: those of the layer's own output."""
+        found: dict[str, None] = {}
+        if self.definition is not None:
+            for access in self.definition.reads():
+                if self._is_cotangent(access):
+                    found.update((i.single, None) for i in access.index if i.single is not None)
+        return list(found)
+
+    def items(self, value: Affine) -> list[tuple[Atom | None, int]]:
+        """The terms of an index in writing order, each with its coefficient; None stands for the
+        constant. Empty for 0."""
+
+        def rank(item: tuple[Atom | None, int]) -> tuple[bool, bool, int]:
+            atom, factor = item
+            names = [atom] if isinstance(atom, str) else [] if atom is None else atom.value.names()
+            last = len(self.axes)
+            return (
+                factor < 0,
+                atom is None,
+                min((self.axes.get(n, last) for n in names), default=last),
+            )
+
+        terms: list[tuple[Atom | None, int]] = list(value.terms)
+        if value.constant:
+            terms.append((None, value.constant))
+        return sorted(terms, key=rank)
+
+    def affine(self, value: Affine) -> str:
+        """An index as text, in writing order."""
+        out = ""
+        for atom, factor in self.items(value):
+            body = self._atom(atom, factor)
+            if not out:
+                out = body if factor > 0 else f"-{body}"
+            else:
+                out += (" + " if factor > 0 else " - ") + body
+        return out or "0"
+
+    def _atom(self, atom: Atom | None, factor: int) -> str:
+        size = abs(factor)
+        if atom is None:
+            return str(size)
+        body = atom if isinstance(atom, str) else ""
+        if not isinstance(atom, str):
+            inner = self.affine(atom.value)
+            if atom.value.single is None:
+                inner = f"({inner})"
+            body = f"{inner} {'//' if isinstance(atom, FloorDiv) else '%'} {atom.divisor}"
+            if factor != 1:
+                body = f"({body})"
+        return body if size == 1 else f"{size}*{body}"
 
     def ranks(self, body: Expr) -> list[int]:
         """The ranks of the tensors that a body reads, results included, smallest first."""
@@ -63,11 +125,16 @@ class Order:
     def _is_cotangent(self, factor: Expr) -> bool:
         """dY leads a product: the derived gradient reads dY * W, as one writes the chain rule."""
         return any(
-            a.tensor.role in ("input", "temporary")
-            and a.tensor.name[0] == "d"
-            and a.tensor.name[1:2].isupper()
+            a.tensor.role in ("input", "temporary") and self._names_cotangent(a.tensor.name)
             for a in factor.atoms(Access)
         )
+
+    def _names_cotangent(self, name: str) -> bool:
+        """dY is the cotangent of Y; dy that of y where the program's outputs are gradients too."""
+        if name[0] != "d" or name[1:] in self._inputs:
+            return False
+        gradients = all(g[0] == "d" and g[1:].rstrip("'") in self._inputs for g in self._gradients)
+        return name[1:2].isupper() or (len(name) > 1 and bool(self._gradients) and gradients)
 
     def terms(self, body: Expr) -> list[Expr]:
         """The terms of a sum: those with reductions, then by tensors, numbers last; a positive one

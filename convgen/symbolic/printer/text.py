@@ -126,7 +126,7 @@ class Writer:
         return f"{self.body(base, ATOM)}**{self.body(exponent, ATOM)}", POWER
 
     def access(self, a: Access) -> str:
-        index = ", ".join(i.text(self.order.axes) for i in a.index)
+        index = ", ".join(self.order.affine(i) for i in a.index)
         return f"{a.tensor.name}{self.boundary(a)}[{index}]"
 
     def boundary(self, a: Access) -> str:
@@ -165,14 +165,14 @@ class Writer:
     def constraint(self, c: Constraint) -> str:
         value = c.value
         if c.kind == "%":
-            inner = value.text(self.order.axes)
+            inner = self.order.affine(value)
             plain = value.single is not None
             return f"{inner if plain else f'({inner})'} % {c.modulus} == 0"
         positive = [(a, f) for a, f in value.terms if f > 0]
         negative = [(a, -f) for a, f in value.terms if f < 0]
         left = type(value)(tuple(positive), max(value.constant, 0))
         right = type(value)(tuple(negative), max(-value.constant, 0))
-        a, b = left.text(self.order.axes), right.text(self.order.axes)
+        a, b = self.order.affine(left), self.order.affine(right)
         if c.kind == "==" and "%" in a and not right.terms:
             a, b = b, a  # `h % 2 == 0` is the congruence; this is the equation
         return f"{a} {c.kind} {b}"
