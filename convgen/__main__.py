@@ -238,6 +238,27 @@ def conv(
         click.echo(f"wrote {file}")
 
 
+@bench.command("compile", epilog=_example("convgen bench compile --case res3_s2"))
+@click.option("--case", default="vgg3_2", show_default=True, help="A case by name.")
+@_JSON
+def compile_cost(case: str, as_json: bool) -> None:
+    """Measure import, and compiling a case with both gradients, cold and from the cache."""
+    from dataclasses import asdict
+
+    from convgen.bench import cases
+    from convgen.bench.compiling import measure_cost
+
+    found = measure_cost(cases.cases((case,))[0].name)
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+        return
+    click.echo(
+        f"{case} with both gradients: cold {found.cold:.2f} s, from the cache "
+        f"{found.warm * 1e3:.0f} ms, {found.object_bytes / 1024:.0f} KiB of code; "
+        f"import convgen {found.imported:.2f} s"
+    )
+
+
 _WIDTHS = (9, 7, 6, 7, 8, 8, 7, 8, 15, 10, 12, 5, 7)
 
 

@@ -12,6 +12,7 @@ from convgen.backends import llvm
 from convgen.bench import conv as rows
 from convgen.bench import timing
 from convgen.bench.cases import CASES, LAYOUTS, PASSES, Case, cases
+from convgen.bench.compiling import compile_case
 from convgen.bench.conv import Row, Subject, geometric_means, measure
 from convgen.bench.peak import PeakLoop, chains_kernel
 from convgen.errors import InternalError, UserError
@@ -190,6 +191,12 @@ def test_command_line_errors_are_one_line(monkeypatch, capsys):
         command_line.main()
     assert stop.value.code == 1
     assert capsys.readouterr().err.startswith("error: there is no case 'vgg9'; expected")
+
+
+def test_compiling_twice_gives_the_same_code(tmp_path):
+    first = compile_case("lenet2", str(tmp_path))
+    assert any(tmp_path.iterdir())
+    assert compile_case("lenet2", str(tmp_path))[1] == first[1] > 0
 
 
 def test_json_needs_its_folder_before_anything_is_measured(monkeypatch, capsys):
