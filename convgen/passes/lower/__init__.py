@@ -23,9 +23,13 @@ def lower(program: Program, layouts: Mapping[str, Layout] | None = None) -> Kern
     after the first tensor they write; several pieces are numbered ``dX.0``, ``dX.1``. Pieces
     without points are left out. `layouts` binds tensors to layouts; the others are row-major.
 
-    Raises ShapeError for a size that is not bound, FormulaError for an omitted element outside a
-    reduction.
+    Nothing is lowered that `Program.check` does not prove: kernels stay inside their arguments
+    because formulas stay inside their tensors.
+
+    Raises ShapeError for a size that is not bound and for a boundary out of reach, FormulaError for
+    elements written twice, never or outside, and for an omitted element outside a reduction.
     """
+    program.check()
     order = _tensor_order(program)
     known = layouts or {}
     for name in known:

@@ -59,7 +59,9 @@ def adjoints(
     program: Program, wrt: Sequence[str], *, reuse: bool = False, flip: bool = False
 ) -> Adjoints:
     """Derive the adjoint of each wanted input. reuse: derivatives may read the forward's outputs
-    (relu' as step of the output), which a forward run has stored."""
+    (relu' as step of the output), which a forward run has stored. The program is proved sound
+    first: of one that writes an element twice there is no gradient."""
+    program.check()
     return _Reverse(program, wrt, reuse, flip).run()
 
 
@@ -238,7 +240,9 @@ class _Reverse:
         for outer, inner, dim in inner_accesses(access):
             value = outer.boundary[dim].value
             if inner.tensor.name in self.active and value is not None:
-                slope_inside = select(outside(outer, dim), derivative(value, inner), Integer(0))
+                bounds = {r.axis: span(r) for r in domain.ranges}
+                there = outside(outer, dim, bounds)
+                slope_inside = select(there, derivative(value, inner), Integer(0))
                 whole = factor * slope * slope_inside
                 self._add(inner, body, whole, domain, piece.domain.names)
 
