@@ -70,7 +70,8 @@ def assemble(tensor: Tensor, parts: Sequence[Part], flip: bool = False) -> Stage
         for cell in _cells(active, dim, tensor):
             walk((*chosen, cell), [part for part, _ in cell.readings])
 
-    walk((), list(parts))
+    # a tensor without elements is one piece of nothing
+    walk((), [] if 0 in tensor.shape else list(parts))
     hints = parts[0].names if parts else ("i",) * tensor.rank
     return merge_pieces(Stage((tensor,), tuple(pieces)), hints)
 

@@ -57,17 +57,24 @@ def inner_accesses(body: Expr) -> list[tuple[Access, Access, int]]:
     return found
 
 
-def outside(access: Access, dim: int) -> Expr:
+def outside(access: Access, dim: int, bounds: Mapping[str, tuple[int, int]]) -> Expr:
     """The condition that the access reads the boundary value of dimension dim: it is outside there
-    and inside in every dimension before it."""
+    and inside in every dimension before it. bounds: ranges (lo, hi) of the axes."""
 
     def out(j: int) -> Expr:
         index, extent = affine_body(access.index[j]), access.tensor.shape[j]
         return logical_or(less(index, 0), less(sympy.Add(extent, -1), index))  # type: ignore[return-value]
 
+    def inside(j: int) -> bool:
+        index, extent = access.index[j], access.tensor.shape[j]
+        if isinstance(extent, Size):
+            return bool(index.single)
+        low, high = index.bounds(bounds)
+        return low >= 0 and high < extent
+
     condition = out(dim)
     for j in range(dim):
-        if not access.index[j].single:
+        if not inside(j):
             condition = select(out(j), Integer(0), condition)  # type: ignore[assignment]
     return condition
 
