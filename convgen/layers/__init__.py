@@ -1,43 +1,43 @@
 """The layer library: formulas in the DSL with PyTorch's names, argument order and defaults."""
 
-from convgen.layers.activation import Dropout, ReLU, Sigmoid, Softmax, Tanh
+from types import ModuleType
+
+from convgen.layers import (
+    activation,
+    convolution,
+    dense,
+    elementwise,
+    normalization,
+    padding,
+    pooling,
+)
 from convgen.layers.base import Layer, ParameterSpec
-from convgen.layers.convolution import (
-    Conv1d,
-    Conv2d,
-    Conv3d,
-    ConvTranspose1d,
-    ConvTranspose2d,
-    ConvTranspose3d,
-)
-from convgen.layers.dense import Add, Concat, Flatten, Linear
 from convgen.layers.loss import CrossEntropyLoss, Loss, MSELoss
-from convgen.layers.normalization import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from convgen.layers.pooling import (
-    AdaptiveAvgPool1d,
-    AdaptiveAvgPool2d,
-    AdaptiveAvgPool3d,
-    AvgPool1d,
-    AvgPool2d,
-    AvgPool3d,
-    MaxPool1d,
-    MaxPool2d,
-    MaxPool3d,
-)
+
+_FAMILIES: tuple[ModuleType, ...] = (
+    convolution, pooling, dense, activation, elementwise, normalization, padding,
+)  # fmt: skip
+
+
+def _layers(family: ModuleType) -> list[type[Layer]]:
+    """The public layers that a file defines, in its order."""
+    return [
+        value
+        for name, value in vars(family).items()
+        if isinstance(value, type)
+        and issubclass(value, Layer)
+        and value.__module__ == family.__name__
+        and not name.startswith("_")
+    ]
+
 
 # Every layer by its name: what text and files may create.
 LAYERS: dict[str, type[Layer]] = {
-    layer.__name__: layer
-    for layer in (
-        Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d,
-        MaxPool1d, MaxPool2d, MaxPool3d, AvgPool1d, AvgPool2d, AvgPool3d,
-        AdaptiveAvgPool1d, AdaptiveAvgPool2d, AdaptiveAvgPool3d,
-        Linear, Flatten, Add, Concat, ReLU, Tanh, Sigmoid, Softmax, Dropout,
-        BatchNorm1d, BatchNorm2d, BatchNorm3d,
-    )
-}  # fmt: skip
+    layer.__name__: layer for family in _FAMILIES for layer in _layers(family)
+}
+globals().update(LAYERS)
 
-__all__ = [
+__all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     *LAYERS,
     "LAYERS",
     "CrossEntropyLoss",

@@ -85,6 +85,21 @@ class Softmax(Layer):
         return dsl.define("Y", index, powers[tuple(index)] / total[rest], name="softmax")
 
 
+class LogSoftmax(Softmax):
+    """x - logsumexp(x) along `dim` (default: the last)."""
+
+    def program(self, *shapes: Shape, training: bool = False, dtype: DType = f32) -> Program:
+        shape = self.output_shape(*shapes)
+        dim = self.dim % len(shape)
+        index = list(_point(len(shape)))
+        (j,) = dsl.axes("j")
+        rest = tuple(a for d, a in enumerate(index) if d != dim)
+        x = dsl.tensor("X", shape, dtype)
+        along = (*index[:dim], j, *index[dim + 1 :])
+        level = dsl.define("L", rest, dsl.logsumexp_over([j], x[along]))
+        return dsl.define("Y", index, x[tuple(index)] - level[rest], name="log_softmax")
+
+
 class Dropout(Layer):
     """In training each element is zeroed with probability p and the others divided by 1 - p; the
     identity otherwise. The mask is uniform(seed, position), a pure function of the run's seed."""

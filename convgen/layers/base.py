@@ -92,8 +92,9 @@ class Layer:
         words: list[str] = []
         for position, (name, p) in enumerate(inspect.signature(type(self)).parameters.items()):
             value = getattr(self, name)
-            if isinstance(value, tuple) and value and len(set(value)) == 1:  # pyright: ignore
-                value = value[0]  # one number for all dimensions  # pyright: ignore
+            items: set[Any] = set(value) if isinstance(value, tuple) else set()  # pyright: ignore
+            if len(items) == 1 and all(isinstance(i, int) for i in items):
+                value = items.pop()  # one number for all dimensions
             if p.kind is p.VAR_POSITIONAL:
                 words += [repr(v) for v in value]
             elif p.default is p.empty and position < 4:
@@ -120,6 +121,16 @@ def expect_rank(layer: Layer, shape: Shape, rank: int, meaning: str) -> None:
     if len(shape) != rank:
         raise ShapeError(
             f"{layer!r}: input of rank {len(shape)}", expected=f"{meaning}", got=str(list(shape))
+        )
+
+
+def expect_channels(layer: Layer, shape: Shape, channels: int) -> None:
+    """Refuse an input without that many channels in dimension 1."""
+    if len(shape) < 2 or shape[1] != channels:
+        raise ShapeError(
+            f"{layer!r}: input channels",
+            expected=f"(N, {channels}, ...)",
+            got=str(list(shape)),
         )
 
 
