@@ -49,8 +49,10 @@ class Affine:
 
     >>> y, r = Affine.of("y"), Affine.of("r")
     >>> index = 2 * y + r - 1
-    >>> print(index, "|", index.substitute({"y": 3 * y + 1}), "|", index.bounds({"y": (0, 4), "r": (0, 3)}))
-    r + 2*y - 1 | r + 6*y + 1 | (-1, 7)
+    >>> print(index, "|", index.substitute({"y": 3 * y + 1}))
+    r + 2*y - 1 | r + 6*y + 1
+    >>> index.bounds({"y": (0, 4), "r": (0, 3)})
+    (-1, 7)
     """
 
     terms: tuple[tuple[Atom, int], ...] = ()
@@ -116,14 +118,12 @@ class Affine:
         return Affine.of(Mod(rest, divisor))
 
     def _split(self, divisor: int) -> tuple[Affine, Affine]:
-        """(whole, rest) with self == divisor*whole + rest and the constant of rest in 0..divisor-1."""
+        """(whole, rest): self == divisor*whole + rest, the constant of rest in 0..divisor-1."""
         whole = Affine.build(
             ((a, c // divisor) for a, c in self.terms if c % divisor == 0),
             self.constant // divisor,
         )
-        rest = Affine(
-            tuple((a, c) for a, c in self.terms if c % divisor), self.constant % divisor
-        )
+        rest = Affine(tuple((a, c) for a, c in self.terms if c % divisor), self.constant % divisor)
         return whole, rest
 
     @property

@@ -84,7 +84,7 @@ class DataError(UserError):
 
 
 class InternalError(ConvgenError):
-    """convgen broke one of its own rules; never the user's fault. Carries the pass, the stage and a dump."""
+    """convgen broke one of its own rules; never the user's fault. Carries the stage and a dump."""
 
     def __init__(self, message: str, *, stage: str = "", dump: str = "") -> None:
         self.message = message

@@ -71,7 +71,7 @@ class Const:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """An integer expression of loop variables as a value (i64). With lanes > 1: `value` + lane*`stride`."""
+    """An integer expression of loop variables (i64). With lanes > 1: `value` + lane*`stride`."""
 
     value: Affine
     stride: int = 0
@@ -133,7 +133,7 @@ class Op:
 
 @dataclass(frozen=True, slots=True)
 class Register:
-    """FLAT only: the current value of a register (see Set). Registers are scalars or whole vectors."""
+    """FLAT only: the current value of a register (see Set), a scalar or a whole vector."""
 
     name: str
     dtype: DType
@@ -195,9 +195,8 @@ class Lane:
         return self.value.dtype
 
 
-Expr: TypeAlias = (
-    "Const | Index | Load | Param | Reduced | Op | Register | VectorLoad | Gather | Broadcast | Lane"
-)
+Expr: TypeAlias = "Const | Index | Load | Param | Reduced | Op | Register | _VectorExpr"
+_VectorExpr: TypeAlias = "VectorLoad | Gather | Broadcast | Lane"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -255,7 +254,7 @@ class LoopKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Part of a covered axis: iterations i < count at points start + size*i + inner, inner < size."""
+    """Part of a covered axis: iterations i < count at start + size*i + inner, inner < size."""
 
     start: int
     count: int
@@ -385,7 +384,7 @@ class For:
 
 @dataclass(frozen=True, slots=True)
 class If:
-    """then where condition holds, else orelse. Registers set inside and defined before are merged."""
+    """then where condition holds, else orelse. Registers set inside and before are merged."""
 
     condition: Expr
     then: Stmt

@@ -29,7 +29,7 @@ class Boundary:
 
     @property
     def folds(self) -> bool:
-        """True for the modes that read another element of the tensor (reflect, replicate, circular)."""
+        """True for the modes that read another element (reflect, replicate, circular)."""
         return False
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ class Omit(Boundary):
 
 @dataclass(frozen=True)
 class Reflect(Boundary):
-    """Mirrors without repeating the edge: -1 reads 1. Reaches at most extent - 1 beyond the edge."""
+    """Mirrors without repeating the edge: -1 reads 1. Reaches at most extent - 1 beyond it."""
 
     name: ClassVar[str] = "reflect"
 
