@@ -10,6 +10,7 @@ from convgen.symbolic import derive
 from convgen.symbolic.duals import hessian, vjp
 from convgen.symbolic.evaluate import Array, evaluate
 from convgen.symbolic.expr import Tensor
+from convgen.symbolic.parse import parse
 from convgen.symbolic.program import Program
 from convgen.symbolic.proofs import check_program
 
@@ -126,3 +127,11 @@ def check_second_order(program: Program, *, seed: int = 3, tolerance: float = 0)
                     wanted[j] += weight * exact[a, b].data[i * len(wanted) + j]
         assert not differ(got[out.name], wanted, tolerance), f"{b} of\n{program}\n{second}"
     return second
+
+
+def same_formulas(program: Program, *lines: str) -> None:
+    """The stages of the program are those of the lines, read with its inputs and outputs."""
+    words = [f"{'tensor' if t.role == 'input' else t.role} {t}" for t in program.inputs]
+    words += [f"output {t}" for t in program.outputs]
+    text = "\n".join([f"program {program.name}", *words, *lines])
+    assert parse(text).stages == program.stages, str(program)

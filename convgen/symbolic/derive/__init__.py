@@ -33,8 +33,8 @@ def grad(
 
     Inputs: all inputs of `program` in their order, then one cotangent for each float output,
     named "d" + its name. Outputs: "d" + name for each name in `wrt` (default: all inputs of
-    floats), in that order; a prime is added where a name is taken. What the gradients need of the
-    forward program is computed again.
+    floats but states), in that order; a prime is added where a name is taken. What the gradients
+    need of the forward program is computed again.
 
     Raises DerivationError for names that are no inputs, for integer tensors, and for reductions
     without an adjoint.
@@ -79,7 +79,7 @@ def split(
     stored = [n for n in written_by if n in read and n not in own]
     returned = {t.name for t in program.outputs}
     ahead = _program(program.name, program.inputs, program.outputs, forward)
-    kept = tuple(n for n in stored if n not in returned)
+    kept = tuple(dict.fromkeys((*program.saved, *(n for n in stored if n not in returned))))
     ahead = replace(ahead, saved=kept, updates=program.updates)
     inputs = [t for t in program.inputs if t.name in read]
     inputs += [written_by[n].with_role("input") for n in stored]
@@ -97,7 +97,7 @@ def steps(program: Program, wrt: str | Sequence[str] | None = None) -> list[Step
 
 def _wanted(program: Program, wrt: str | Sequence[str] | None) -> list[str]:
     if wrt is None:
-        return [t.name for t in program.inputs if t.dtype.is_float]
+        return [t.name for t in program.inputs if t.dtype.is_float and t.role != "state"]
     return [wrt] if isinstance(wrt, str) else list(wrt)
 
 

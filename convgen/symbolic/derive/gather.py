@@ -9,7 +9,9 @@ nothing. No division is left in a part, except by an explicit digit of a digit-w
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 from convgen.affine import Affine, Constraint
 from convgen.symbolic.derive.branch import Branch, finish_branch, isolate, start_branch
@@ -97,13 +99,18 @@ def _solve_plain(branch: Branch) -> None:
 
 
 def _preference(branch: Branch, positions: Sequence[str], equation: Affine) -> list[str]:
-    """Unknowns in the order in which they are solved for: positions first, larger extents first."""
+    """The unknowns of an equation, the one to solve for first: that which leaves the fewest terms
+    to add up (a coefficient m leaves one in m). The axes of the definition go before the axes of
+    its sums unless that costs more than twice the terms."""
+    own = branch.own(equation)
+    extents = {n: max(1, stop - start) for n in own for start, stop in [span(branch.unknowns[n])]}
+    whole = math.prod(extents.values())
 
-    def rank(name: str) -> tuple[bool, int, int]:
-        low, high = span(branch.unknowns[name])
-        return (name not in positions, -(high - low), abs(equation.coefficient(name)))
+    def cost(name: str) -> Fraction:
+        terms = Fraction(whole, extents[name] * abs(equation.coefficient(name)))
+        return terms / 2 if name in positions else terms
 
-    return sorted(branch.own(equation), key=rank)
+    return sorted(own, key=lambda n: (cost(n), n not in positions))
 
 
 def _solve_extras(branch: Branch, positions: Sequence[str]) -> None:

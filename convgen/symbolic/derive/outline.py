@@ -59,7 +59,7 @@ def outline(stage: Stage, name: Callable[[str], str]) -> Outlined:
         if not piece.reduces or is_atomic(piece) or _is_linear(piece):
             pieces.append(piece)
             continue
-        work = _Piece(piece, name)
+        work = _Piece(piece, name, len(stage.pieces) == 1)
         values = tuple(work.cut(v) for v in piece.values)
         pieces.append(Definition(piece.outs, piece.domain, (), values))
         before += work.stages
@@ -98,8 +98,8 @@ def _is_full_sum(piece: Definition, reduce: Reduce) -> bool:
 class _Piece:
     """Takes the values of one definition apart."""
 
-    def __init__(self, piece: Definition, name: Callable[[str], str]) -> None:
-        self.piece, self.name = piece, name
+    def __init__(self, piece: Definition, name: Callable[[str], str], alone: bool) -> None:
+        self.piece, self.name, self.alone = piece, name, alone
         self.stages: list[Stage] = []
         self.known: dict[Expr, Expr] = {}
         self.whole = self._whole_sums()
@@ -181,6 +181,9 @@ class _Piece:
         )
         shape = tuple(r.extent for r in ranges)
         index = tuple(Affine.of(r.axis) - r.lo for r in ranges)
+        if self.alone and ranges == domain.ranges and not domain.constraints:
+            # As large as the output: the same elements in the same places.
+            shape, index = self.piece.outs[0].tensor.shape, self.piece.outs[0].index
         outs: list[Access] = []
         for value in values:
             dtype = self._dtype(value, reduces)
