@@ -104,9 +104,9 @@ def show_formulas(console: Console, network: Network) -> None:
     node = network.graph.nodes[3]
     program = node.layer.program(network.graph.values[node.inputs[0]].shape)
     console.print("\n[bold]The second convolution[/bold]")
-    console.print(str(program), markup=False, highlight=False)
+    console.print(str(program), markup=False, highlight=False, soft_wrap=True)
     console.print("\n[bold]Its gradients, derived[/bold]")
-    console.print(str(grad(program, ["X", "W"])), markup=False, highlight=False)
+    console.print(str(grad(program, ["X", "W"])), markup=False, highlight=False, soft_wrap=True)
 
 
 def gradient_error(x: Array, y: Array, seed: int = 0, directions: int = 4) -> float:
@@ -232,10 +232,11 @@ def run(
     console.print(
         f"[bold]test accuracy {100 * accuracy:.2f} %[/bold] ({len(digits.test[0])} images) "
         f"after {seconds:.1f} s, of which compiling {network.compile_seconds:.1f} s; "
-        f"{speed:,.0f} images/s"
+        f"{speed:,.0f} images/s",
+        soft_wrap=True,
     )
     for path in files:
-        console.print(f"  {path}", highlight=False)
+        console.print(f"  {path}", highlight=False, soft_wrap=True)
     return {
         "accuracy": accuracy,
         "seconds": seconds,
