@@ -44,7 +44,6 @@ _PLACES: dict[str, str] = {
     "Program": "convgen.symbolic.program",
     "evaluate": "convgen.symbolic.evaluate",
     "parse": "convgen.symbolic.parse",
-    "target": "convgen.target",
     "Target": "convgen.target",
 }
 # Names that are whole modules: cg.nn.Conv2d, cg.optim.SGD, cg.data.load_mnist, cg.zoo.lenet5.

@@ -1,10 +1,11 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from convgen import target as targets
+import convgen
 from convgen.errors import TargetError
-from convgen.target import level_of, names, runs_here, target
+from convgen.target import _cache_sizes, level_of, names, runs_here, target
 from convgen.types import bool_, f32, f64, u8
 
 ROWS = {
@@ -67,5 +68,11 @@ def test_cache_sizes_are_read(tmp_path):
         folder.mkdir()
         for name, text in (("type", kind), ("level", level), ("size", size)):
             (folder / name).write_text(text + "\n")
-    assert targets._cache_sizes(tmp_path) == {1: 48 * 1024, 2: 1024 * 1024}
-    assert targets._cache_sizes(tmp_path / "missing") == {}
+    assert _cache_sizes(tmp_path) == {1: 48 * 1024, 2: 1024 * 1024}
+    assert _cache_sizes(tmp_path / "missing") == {}
+
+
+def test_the_face_hides_no_module():
+    """A public name that is a module's name too would be one or the other, by order of import."""
+    modules = {p.stem for p in Path(convgen.__file__).parent.iterdir()}
+    assert not modules & set(convgen._PLACES)
