@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -67,6 +67,15 @@ class Artifact:
         return max((e.scratch_bytes for e in self.entries), default=0)
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An optimized module to be joined with others: `names` maps its entries to new names."""
+
+    ir: str = field(repr=False)
+    target: Target
+    names: Mapping[str, str]
+
+
 def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
@@ -93,6 +102,17 @@ class Backend(Protocol):
     ) -> tuple[str, bytes]:
         """(ir, object) of a module written by hand, such as the thread pool. `allowed` are
         the outside symbols it may need; None: those a kernel may."""
+        ...
+
+    def join(
+        self,
+        text: str,
+        parts: Sequence[Part],
+        target: Target,
+        allowed: frozenset[str] | None = None,
+    ) -> tuple[str, bytes]:
+        """(ir, object) of a module written by hand together with optimized kernels, which keep
+        their own instruction sets and are not seen from outside."""
         ...
 
     def assembly(self, ir: str, target: Target) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from convgen.backends.llvm.emit import arguments, module_text, symbols
 from convgen.backends.llvm.machine import (
     ALLOWED_SYMBOLS,
     Library,
     assembly,
     compile_text,
+    join,
     version,
 )
-from convgen.backends.protocol import Argument, Artifact, Entry, digest_of, register
+from convgen.backends.protocol import Argument, Artifact, Entry, Part, digest_of, register
 from convgen.ir.layout import scratch_offsets, size_in_bytes
 from convgen.ir.nodes import Kernel
 from convgen.target import Target
@@ -68,6 +71,16 @@ class LlvmBackend:
         self, text: str, target: Target, allowed: frozenset[str] | None = None
     ) -> tuple[str, bytes]:
         made = compile_text(text, target, ALLOWED_SYMBOLS if allowed is None else allowed)
+        return made.ir_text, made.object_bytes
+
+    def join(
+        self,
+        text: str,
+        parts: Sequence[Part],
+        target: Target,
+        allowed: frozenset[str] | None = None,
+    ) -> tuple[str, bytes]:
+        made = join(text, parts, target, ALLOWED_SYMBOLS if allowed is None else allowed)
         return made.ir_text, made.object_bytes
 
     def assembly(self, ir: str, target: Target) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -9,6 +11,7 @@ import llvmlite
 import llvmlite.binding as llvm
 
 from convgen.backends.llvm.elf import undefined_symbols
+from convgen.backends.protocol import Part
 from convgen.errors import InternalError, TargetError
 from convgen.target import Target
 
@@ -69,28 +72,68 @@ def compile_text(text: str, target: Target, allowed: frozenset[str] = ALLOWED_SY
         module.verify()
     except RuntimeError as problem:
         raise InternalError(str(problem), stage="llvm", dump=text) from None
+    passes = _passes(machine)
+    passes.getModulePassManager().run(module, passes)
+    return Compiled(str(module), _emit(machine, module, allowed))
+
+
+def _passes(machine: llvm.TargetMachine) -> llvm.PassBuilder:
     options = llvm.create_pipeline_tuning_options(speed_level=1)
     options.slp_vectorization = False
     options.loop_vectorization = False
     options.loop_unrolling = False
     options.loop_interleaving = False
-    passes = llvm.create_pass_builder(machine, options)
-    passes.getModulePassManager().run(module, passes)
-    optimized = str(module)
-    data = machine.emit_object(module)
+    return llvm.create_pass_builder(machine, options)
+
+
+def _emit(machine: llvm.TargetMachine, module: llvm.ModuleRef, allowed: frozenset[str]) -> bytes:
+    data: bytes = machine.emit_object(module)
     stray = sorted(undefined_symbols(data) - allowed)
     if stray:
         raise InternalError(
             f"the object needs {', '.join(stray)}; expected {', '.join(sorted(allowed))} at most",
             stage="llvm",
-            dump=optimized,
+            dump=str(module),
         )
-    return Compiled(optimized, data)
+    return data
 
 
 def assembly(optimized: str, target: Target) -> str:
     """The assembly of a module that `compile_text` has optimized."""
     return _machine(target).emit_assembly(llvm.parse_assembly(optimized))
+
+
+def join(
+    text: str, parts: Sequence[Part], target: Target, allowed: frozenset[str] = ALLOWED_SYMBOLS
+) -> Compiled:
+    """One module and object of `text` (optimized here) and parts that are optimized already. Every
+    part keeps its own instruction set; its entries become private under their new names.
+    """
+    machine = _machine(target)
+    try:
+        whole = llvm.parse_assembly(text)
+        whole.verify()
+        passes = _passes(machine)
+        passes.getModulePassManager().run(whole, passes)
+        for part in parts:
+            module = llvm.parse_assembly(_for_target(part.ir, part.target))
+            for old, new in part.names.items():
+                module.get_function(old).name = new
+            whole.link_in(module)
+        for new in [n for part in parts for n in part.names.values()]:
+            whole.get_function(new).linkage = "internal"
+        whole.verify()
+    except RuntimeError as problem:
+        raise InternalError(str(problem), stage="llvm", dump=text) from None
+    return Compiled(str(whole), _emit(machine, whole, allowed))
+
+
+def _for_target(text: str, target: Target) -> str:
+    """The module with its instruction set written on every function."""
+    said = f'"target-cpu"="{target.llvm_cpu}"'
+    if target.llvm_features:
+        said += f' "target-features"="{target.llvm_features}"'
+    return re.sub(r"^(attributes #\d+ = \{.*?) ?\}$", rf"\1 {said} }}", text, flags=re.MULTILINE)
 
 
 class Library:
