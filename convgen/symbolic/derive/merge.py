@@ -295,13 +295,13 @@ def _merge_class_group(group: list[Definition], dim: int, hint: str) -> Definiti
     if any(isinstance(r.hi, Size) for r in ranges):
         return None
     extent = group[0].outs[0].tensor.shape[dim]
-    settled = [_counted_from_reads(p) for p in group]
+    settled = [_counted_from_reads(p, own) for p in group]
     number = hint
     while number in group[0].domain or any(number in r.domain for p in group for r in p.reduces):
         number += "'"
     for model in sorted(settled, key=lambda p: -int(p.domain[own].hi)):  # type: ignore[arg-type]
         whole = _stretched_piece(model, own, modulus, dim, number, extent)
-        if whole is None or _work([whole]) > 1.25 * _work(group):
+        if whole is None or _work([whole]) > 1.5 * _work(group):
             continue
         if all(_is_at(p, whole, dim, own, number) for p in settled):
             return whole
@@ -387,10 +387,10 @@ def _substituted(piece: Definition, values: Mapping[str, Affine | int]) -> Defin
 # Sums counted from what they read
 
 
-def _counted_from_reads(piece: Definition) -> Definition:
-    """Sums over positions run over the elements of a tensor that they read at a shifted place:
+def _counted_from_reads(piece: Definition, own: str) -> Definition:
+    """Sums over positions run over the elements of a tensor that they read shifted by `own`:
     ``sum(u: A[2*u] * B[u - h])`` is ``sum(y: A[2*y + 2*h] * B[y])``, both zero outside."""
-    reduces = tuple(_counted(r, set(piece.domain.names)) for r in piece.reduces)
+    reduces = tuple(_counted(r, {own}) for r in piece.reduces)
     return replace(piece, reduces=reduces)
 
 
