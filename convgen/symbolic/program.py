@@ -171,6 +171,10 @@ class Program:
         """What a notebook shows."""
         return f"$$\n{printer.latex(self)}\n$$"
 
+    def mathml(self) -> str:
+        """MathML, one ``<math>`` element: what a page shows without loading anything."""
+        return printer.mathml(self)
+
     def to_numpy(self) -> str:
         """Python source of one function on NumPy arrays that computes this program: for reading
         and checking. It returns the outputs, then what is saved, then the new states."""

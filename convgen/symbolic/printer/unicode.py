@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from convgen.symbolic.expr import Definition, Result
+from convgen.symbolic.printer.naming import name_parts
 from convgen.symbolic.printer.order import Order
 from convgen.symbolic.printer.text import Writer
 
@@ -51,12 +52,15 @@ def unicode(program: Program) -> str:
 
 
 def _definition(program: Program, piece: Definition) -> str:
-    writer = UnicodeWriter(Order(program, piece), piece)
+    shown, parts = name_parts(program, piece)
+    writer = UnicodeWriter(Order(program, piece), shown)
     left = ", ".join(writer.access(o) for o in piece.outs)
-    right = ", ".join(writer.body(v) for v in piece.values)
+    right = ", ".join(writer.body(v) for v in shown.values)
     conditions = [writer.range(r).replace(" < ", "<") for r in piece.domain.ranges]
     conditions += [writer.constraint(c) for c in piece.domain.constraints]
     text = f"{left} = {right}" + (f"   for {', '.join(conditions)}" if conditions else "")
+    for part in parts:
+        text += f"\n    where {part} = {writer.body(part.body)}"
     for pattern, sign in REPLACEMENTS:
         text = re.sub(pattern, sign, text)
     return text
