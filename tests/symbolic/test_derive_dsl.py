@@ -1,0 +1,107 @@
+"""Gradients of formulas made in the DSL: own reductions, several outputs, pieces, compositions."""
+
+from __future__ import annotations
+
+import pytest
+import sympy
+from derive_oracle import check_gradients, same_formulas, wrong_gradients
+
+from convgen.errors import DerivationError
+from convgen.symbolic import derive, dsl
+from convgen.symbolic.functions import stop_gradient
+from convgen.symbolic.parse import parse
+from convgen.symbolic.program import Program
+
+n, y, r, i, j, k = dsl.axes("n y r i j k")
+
+
+def norm_program() -> Program:
+    norm = dsl.reduction(
+        "norm",
+        lift=lambda v: v * v,
+        combine=lambda a, b: a + b,
+        identity=0,
+        project=lambda a: sympy.sqrt(a),
+        adjoint=lambda v, y, g: g * v / y,
+    )
+    x = dsl.tensor("X", (2, 6))
+    return dsl.define(
+        "Y", [n, y], 2 * norm.over([r], x[n, 2 * y + r - 1] * 3), extents={y: 3, r: 3}
+    )
+
+
+def test_own_reduction_keeps_its_conditions_where_it_divides() -> None:
+    gradient = check_gradients(norm_program(), tolerance=1e-9)
+    odd = gradient.stages[-1].pieces[1]
+    assert odd.reduces[0].domain.constraints  # reading 0 outside would divide by 0
+
+
+def test_own_reduction_without_adjoint_is_refused() -> None:
+    plain = dsl.reduction("plain", combine=lambda a, b: a + b, identity=0)
+    x = dsl.tensor("X", (4,))
+    with pytest.raises(DerivationError, match="plain has no adjoint"):
+        derive.grad(dsl.define("Y", [], plain.over([i], x[i])))
+
+
+def test_several_outputs_of_one_definition() -> None:
+    x = dsl.tensor("X", (2, 6))
+    both = dsl.define(
+        [("Y", [n]), ("Z", [n])], (dsl.sum_over([y], x[n, y]), dsl.max_over([y], x[n, y]))
+    )
+    gradient = check_gradients(both)
+    assert [t.name for t in gradient.inputs] == ["X", "dY", "dZ"]
+
+
+def test_the_position_that_is_already_stored_is_used() -> None:
+    x = dsl.tensor("X", (2, 6))
+    pool = dsl.define(
+        [("Y", [n]), ("I", [n])], (dsl.max_over([y], x[n, y]), dsl.argmax_over([y], x[n, y]))
+    )
+    ahead, behind = derive.split(pool)
+    assert ahead.saved == ()
+    assert [t.name for t in behind.inputs] == ["I", "dY"]
+
+
+def test_concatenation_is_taken_apart() -> None:
+    a, b = dsl.tensor("A", (2, 3)), dsl.tensor("B", (2, 4))
+    joined = dsl.pieces(
+        dsl.define("Y", [i, j], a[i, j] * a[i, j], shape=(2, 7), extents={j: 3}),
+        dsl.define("Y", [i, j + 3], b[i, j] * 2, shape=(2, 7), extents={j: 4}),
+    )
+    same_formulas(
+        check_gradients(joined),
+        "dA[i, j] = 2 * dY[i, j] * A[i, j] for j < 3",
+        "dB[i, j] = 2 * dY[i, j + 3]",
+    )
+
+
+def test_programs_read_in_programs() -> None:
+    x = dsl.tensor("X", (2, 6))
+    mean = dsl.define("M", [n], dsl.sum_over([y], x[n, y]) / 6)
+    gained = dsl.define("Y", [n, y], (x[n, y] - mean[n]) * (x[n, y] - stop_gradient(mean[n])))
+    check_gradients(gained)
+
+
+def test_unpooling_searches_the_windows_that_cover_the_output() -> None:
+    program = parse(
+        "program unpool\ntensor X: f32[2, 2]\ntensor I: u8[2, 2]\n"
+        "Y[h, w] = sum(y, x where 2*y <= h, h <= 2*y + 1, 2*x <= w, w <= 2*x + 1: "
+        "select(I[y, x] == 2*(h - 2*y) + w - 2*x, X[y, x], 0)) for h < 4, w < 4\n"
+    )
+    gradient = check_gradients(program, values={"I": [0, 3, 2, 1]})
+    (piece,) = gradient.stages[-1].pieces
+    assert [(r.lo, r.hi) for r in piece.reduces[0].domain.ranges] == [(0, 2), (0, 2)]
+    assert not piece.reduces[0].domain.constraints
+
+
+def test_mutants_of_positions_are_caught() -> None:
+    """The gradient of a window shifted by one, or one larger, is not that of the window."""
+    texts = [f"Y[y] = max(r < {a}: X{{omit}}[{s}*y+r-{p}]) for y < 3" for a, s, p in WINDOWS]
+    programs = [parse(t, X=(6,)) for t in texts]
+    for a in programs:
+        for b in programs:
+            wrong = any(wrong_gradients(a, derive.grad(b), seed=s) for s in range(4))
+            assert wrong == (a is not b), f"{a}\n{b}"
+
+
+WINDOWS = ((3, 2, 1), (2, 2, 1), (3, 2, 0), (3, 1, 1))
