@@ -129,6 +129,10 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-np.asarray(x, float)))
 
 
+def stop_gradient(x):
+    return x
+
+
 def uniform(seed, index):
     """Philox4x32-10 of key seed and counter index: 24 bits in [0, 1)."""
     seed, index = np.broadcast_arrays(np.asarray(seed), np.asarray(index))
@@ -312,6 +316,10 @@ def relu(x):
 
 def sigmoid(x):
     return torch.sigmoid(tensor(x))
+
+
+def stop_gradient(x):
+    return tensor(x).detach()
 
 
 def maximum(a, b):
