@@ -7,15 +7,17 @@ from convgen.layers import (
     convolution,
     dense,
     elementwise,
+    local,
     normalization,
     padding,
     pooling,
+    video,
 )
 from convgen.layers.base import Layer, ParameterSpec
 from convgen.layers.loss import CrossEntropyLoss, Loss, MSELoss
 
 _FAMILIES: tuple[ModuleType, ...] = (
-    convolution, pooling, dense, activation, elementwise, normalization, padding,
+    convolution, local, video, pooling, dense, activation, elementwise, normalization, padding,
 )  # fmt: skip
 
 

@@ -7,6 +7,12 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from convgen.errors import ShapeError
+from convgen.layers.arithmetic import (
+    full_padding,
+    output_size,
+    same_padding,
+    transposed_output_size,
+)
 from convgen.layers.base import (
     Layer,
     ParameterSpec,
@@ -16,23 +22,15 @@ from convgen.layers.base import (
     per_dimension,
     positive,
 )
+from convgen.layers.padding import check_mode, check_reach, padded_boundary
 from convgen.symbolic import derive, dsl
-from convgen.symbolic.boundary import ZERO, Boundary, boundary_of
+from convgen.symbolic.boundary import ZERO
 from convgen.symbolic.expr import Access, Definition, Stage
 from convgen.symbolic.program import Program
 from convgen.types import DType, f32
 
 POSITIONS = ("z", "y", "x")
 TAPS = ("q", "r", "s")
-
-
-def output_size(size: int, kernel: int, stride: int, dilation: int, before: int, after: int) -> int:
-    """floor((size + padding - dilation*(kernel-1) - 1) / stride) + 1 (textbook §2).
-
-    >>> output_size(227, 11, 4, 1, 0, 0)
-    55
-    """
-    return (size + before + after - dilation * (kernel - 1) - 1) // stride + 1
 
 
 def convolution_program(
@@ -43,7 +41,8 @@ def convolution_program(
     padding: Sequence[tuple[int, int]],
     dilation: Sequence[int],
     groups: int = 1,
-    boundary: Boundary = ZERO,
+    mode: str | float = "zeros",
+    flip: bool = False,
     bias: bool = True,
     dtype: DType = f32,
     name: str = "conv",
@@ -52,7 +51,8 @@ def convolution_program(
 
     shape (N, C, *spatial); weight (K, C/groups, *kernel); padding (before, after) per dimension.
     With groups the output channel is written k*groups-digit wise: channel (K/groups)*g + k reads
-    the input channels (C/groups)*g + c.
+    the input channels (C/groups)*g + c. mode: a boundary's name, a number, or "mean"; flip: true
+    convolution, which reads X[stride*y + dil*(R-1-r) - pad].
     """
     rank = len(shape) - 2
     n, g, k, c = dsl.axes("n g k c")
@@ -66,9 +66,10 @@ def convolution_program(
     ]
     x = dsl.tensor("X", shape, dtype)
     w = dsl.tensor("W", weight, dtype, role="parameter")
+    turned = [f - 1 - r if flip else r for f, r in zip(kernel, taps, strict=True)]
     index = [
         s * y + d * r - p[0]
-        for s, y, d, r, p in zip(stride, positions, dilation, taps, padding, strict=True)
+        for s, y, d, r, p in zip(stride, positions, dilation, turned, padding, strict=True)
     ]
     per_group = filters // groups
     channel: Any = k if groups == 1 else per_group * g + k if per_group > 1 else g
@@ -76,7 +77,7 @@ def convolution_program(
     extents: dict[Any, int] = dict(zip(positions, outs, strict=True)) | {n: batch}
     extents |= {k: per_group, c: depth, g: groups} | dict(zip(taps, kernel, strict=True))
     over = [c, *taps] if depth > 1 or groups == 1 else list(taps)
-    kinds = (ZERO, ZERO, *(boundary,) * rank)
+    kinds = (ZERO, ZERO, *(padded_boundary(mode, x, (n, source)),) * rank)
     tap = 0 if depth == 1 and groups > 1 else c
     body: Any = dsl.sum_over(over, x.pad(*kinds)[(n, source, *index)] * w[(channel, tap, *taps)])
     if bias:
@@ -102,10 +103,40 @@ def check_groups(in_channels: int, out_channels: int, groups: int) -> None:
         )
 
 
+def padding_sides(
+    padding: Any, kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    """(before, after) of each dimension for a padding argument: 'valid', 'same', 'full', an
+    integer, an integer for each dimension, or a pair (before, after) for each dimension.
+
+    >>> padding_sides(((0, 1), 2), (3, 3), (1, 1), (1, 1))
+    ((0, 1), (2, 2))
+    """
+    rank = len(kernel)
+    if isinstance(padding, str):
+        if padding == "same" and any(s != 1 for s in stride):
+            raise ShapeError("padding='same' needs stride 1", got=f"stride={tuple(stride)}")
+        schemes = {"valid": lambda k, d: (0, 0), "same": same_padding, "full": full_padding}
+        if padding not in schemes:
+            raise ShapeError(
+                f"padding={padding!r}", expected="'valid', 'same', 'full', integers or pairs"
+            )
+        return tuple(schemes[padding](k, d) for k, d in zip(kernel, dilation, strict=True))
+    items = (padding,) * rank if isinstance(padding, int) else tuple(padding)
+    pairs = [(p, p) if isinstance(p, int) else tuple(p) for p in items]
+    if len(pairs) != rank or any(len(p) != 2 or min(p) < 0 for p in pairs):
+        raise ShapeError(
+            f"padding={padding!r}",
+            expected=f"'valid', 'same', 'full', integers >= 0, or {rank} pairs (before, after)",
+        )
+    return tuple((before, after) for before, after in pairs)
+
+
 class _Convolution(Layer):
     """Shared by Conv1d, Conv2d, Conv3d: arguments, order and defaults as in torch.nn."""
 
     rank: ClassVar[int]
+    flip: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -113,11 +144,11 @@ class _Convolution(Layer):
         out_channels: int,
         kernel_size: int | Sequence[int],
         stride: int | Sequence[int] = 1,
-        padding: int | str | Sequence[int] = 0,
+        padding: int | str | Sequence[int] | Sequence[tuple[int, int]] = 0,
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: str | float = "zeros",
     ) -> None:
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size = positive(
@@ -125,28 +156,13 @@ class _Convolution(Layer):
         )
         self.stride = positive(per_dimension(stride, self.rank, "stride"), "stride")
         self.dilation = positive(per_dimension(dilation, self.rank, "dilation"), "dilation")
-        self.padding = (
-            padding if isinstance(padding, str) else per_dimension(padding, self.rank, "padding")
-        )
+        self.padding = padding if isinstance(padding, (int, str)) else tuple(padding)
+        if isinstance(padding, int):
+            self.padding = per_dimension(padding, self.rank, "padding")
         self.groups, self.bias, self.padding_mode = groups, bias, padding_mode
-        self._pads = self._resolve_padding()
-        self.boundary = boundary_of(padding_mode)
+        self.sides = padding_sides(self.padding, self.kernel_size, self.stride, self.dilation)
+        check_mode(padding_mode)
         check_groups(in_channels, out_channels, groups)
-
-    def _resolve_padding(self) -> tuple[tuple[int, int], ...]:
-        if isinstance(self.padding, str):
-            if self.padding == "valid":
-                return ((0, 0),) * self.rank
-            if self.padding != "same":
-                raise ShapeError(
-                    f"padding={self.padding!r}", expected="'valid', 'same' or integers"
-                )
-            if any(s != 1 for s in self.stride):
-                raise ShapeError("padding='same' needs stride 1", got=f"stride={self.stride}")
-            totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
-            return tuple((t // 2, t - t // 2) for t in totals)
-        positive(tuple(self.padding), "padding", least=0)
-        return tuple((p, p) for p in self.padding)
 
     @property
     def weight_shape(self) -> Shape:
@@ -169,7 +185,7 @@ class _Convolution(Layer):
                 f"{self!r}: input channels", expected=str(self.in_channels), got=str(shape[1])
             )
         for size, kernel, dilation, pads in zip(
-            shape[2:], self.kernel_size, self.dilation, self._pads, strict=True
+            shape[2:], self.kernel_size, self.dilation, self.sides, strict=True
         ):
             if size + sum(pads) < dilation * (kernel - 1) + 1:
                 raise ShapeError(
@@ -177,6 +193,7 @@ class _Convolution(Layer):
                     expected=f"at least {dilation * (kernel - 1) + 1}",
                     got=f"{size} + {sum(pads)}",
                 )
+        check_reach(self, self.padding_mode, shape[2:], self.sides)
 
     def program(self, *shapes: Shape, training: bool = False, dtype: DType = f32) -> Program:
         (shape,) = shapes
@@ -185,10 +202,11 @@ class _Convolution(Layer):
             shape,
             self.weight_shape,
             stride=self.stride,
-            padding=self._pads,
+            padding=self.sides,
             dilation=self.dilation,
             groups=self.groups,
-            boundary=self.boundary,
+            mode=self.padding_mode,
+            flip=self.flip,
             bias=self.bias,
             dtype=dtype,
         )
@@ -199,7 +217,7 @@ class _Convolution(Layer):
         outs = (
             output_size(i, k, s, d, *p)
             for i, k, s, d, p in zip(
-                shape[2:], self.kernel_size, self.stride, self.dilation, self._pads, strict=True
+                shape[2:], self.kernel_size, self.stride, self.dilation, self.sides, strict=True
             )
         )
         return (shape[0], self.out_channels, *outs)
@@ -233,10 +251,33 @@ class Conv3d(_Convolution):
     rank = 3
 
 
+class TrueConv1d(_Convolution):
+    """1-d true convolution: Y[y] = sum(r: X[stride*y + dil*(R-1-r) - pad] * W[r])."""
+
+    rank, flip = 1, True
+
+
+class TrueConv2d(_Convolution):
+    """2-d true convolution: as Conv2d with the kernel flipped; padding='full' gives all of I * K.
+
+    >>> TrueConv2d(1, 1, 3, padding="full").output_shape((1, 1, 5, 5))
+    (1, 1, 7, 7)
+    """
+
+    rank, flip = 2, True
+
+
+class TrueConv3d(_Convolution):
+    """3-d true convolution."""
+
+    rank, flip = 3, True
+
+
 class _TransposedConvolution(Layer):
     """Shared by ConvTranspose1d, 2d, 3d: the adjoint of a convolution to its input."""
 
     rank: ClassVar[int]
+    transposed: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -295,7 +336,7 @@ class _TransposedConvolution(Layer):
                 f"{self!r}: input channels", expected=str(self.in_channels), got=str(shape[1])
             )
         outs = tuple(
-            s * (i - 1) + d * (k - 1) + 1 - 2 * p + extra
+            transposed_output_size(i, k, s, d, p, extra)
             for i, s, d, k, p, extra in zip(
                 shape[2:],
                 self.stride,

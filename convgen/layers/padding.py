@@ -45,6 +45,20 @@ def check_mode(mode: str | float) -> None:
         )
 
 
+def check_reach(
+    layer: Layer, mode: str | float, sizes: Sequence[int], sides: Sequence[tuple[int, int]]
+) -> None:
+    """Refuse padding that is wider than a mode can fill from maps of these sizes."""
+    for size, pads in zip(sizes, sides, strict=True):
+        most = {"reflect": size - 1, "circular": size}.get(str(mode), max(pads))
+        if max(pads) > most:
+            raise ShapeError(
+                f"{layer!r}: {mode} padding of an extent of {size}",
+                expected=f"at most {most} on each side",
+                got=f"{pads[0]} and {pads[1]}",
+            )
+
+
 class _Pad(Layer):
     """Y[n, c, y, x] = X{mode}[n, c, y - top, x - left]."""
 
@@ -75,15 +89,9 @@ class _Pad(Layer):
     def output_shape(self, *shapes: Shape) -> Shape:
         (shape,) = shapes
         expect_rank(self, shape, self.rank + 2, f"(N, C, {self.rank} spatial extents)")
+        check_reach(self, self.mode, shape[2:], self.sides)
         outs: list[int] = []
         for size, (before, after) in zip(shape[2:], self.sides, strict=True):
-            most = {"reflect": size - 1, "circular": size}.get(self.mode, max(before, after))
-            if max(before, after) > most:
-                raise ShapeError(
-                    f"{self!r}: {self.mode} padding of an extent of {size}",
-                    expected=f"at most {most} on each side",
-                    got=f"{before} and {after}",
-                )
             if size + before + after < 1 or (size < 1 and self.mode in ("replicate", "mean")):
                 raise ShapeError(
                     f"{self!r}: nothing is left of an extent of {size}",

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import sympy
 
 from convgen.errors import ShapeError
+from convgen.layers.arithmetic import output_size
 from convgen.layers.base import Layer, Shape, expect_rank, per_dimension, positive
-from convgen.layers.convolution import POSITIONS, TAPS, output_size
+from convgen.layers.convolution import POSITIONS, TAPS
 from convgen.symbolic import dsl
 from convgen.symbolic.boundary import OMIT, ZERO
 from convgen.symbolic.functions import less_equal, maximum, minimum
