@@ -4,6 +4,7 @@ from types import ModuleType
 
 from convgen.layers import (
     activation,
+    contrast,
     convolution,
     dense,
     elementwise,
@@ -17,7 +18,7 @@ from convgen.layers.base import Layer, ParameterSpec
 from convgen.layers.loss import CrossEntropyLoss, Loss, MSELoss
 
 _FAMILIES: tuple[ModuleType, ...] = (
-    convolution, local, video, pooling, dense, activation, elementwise, normalization, padding,
+    convolution, local, video, pooling, dense, activation, elementwise, normalization, contrast, padding,
 )  # fmt: skip
 
 

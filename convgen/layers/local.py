@@ -1,4 +1,4 @@
-"""Weights that depend on the position: locally connected and tiled convolution, bias per position."""
+"""Weights that depend on the position: locally connected and tiled layers, bias per position."""
 
 from __future__ import annotations
 
