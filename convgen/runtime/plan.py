@@ -230,7 +230,7 @@ def part(vector: NDArray[Any], place: tuple[int, Shape]) -> NDArray[Any]:
     return vector[offset : offset + int(np.prod(shape, dtype=np.int64))].reshape(shape)
 
 
-class _Network:
+class NetworkTape:
     """Shared by the two plans: values, parameters and seeds of a graph as regions."""
 
     def __init__(
@@ -287,6 +287,16 @@ class _Network:
         self.values[node.output] = region
         return region
 
+    def record_forward(self) -> None:
+        """The calls of a forward pass that saves nothing, in order."""
+        for node in self.graph.nodes:
+            out = self.place_output(node)
+            if not node.layer.is_view:
+                program = self.program(node)
+                self.builder.call(
+                    f"{node.path}", program, self.bind(node) | {program.output.name: out}
+                )
+
 
 def _full(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
@@ -296,20 +306,13 @@ def inference_plan(
     graph: Graph, weights: Weights, build: Callable[[Program], Built]
 ) -> tuple[Plan, list[str]]:
     """(plan of the forward pass, region names of the outputs). Inputs are regions input0, ..."""
-    network = _Network(graph, weights, build, training=False)
-    for node in graph.nodes:
-        out = network.place_output(node)
-        if node.layer.is_view:
-            continue
-        program = network.program(node)
-        network.builder.call(
-            f"{node.path}", program, network.bind(node) | {program.output.name: out}
-        )
+    network = NetworkTape(graph, weights, build, training=False)
+    network.record_forward()
     plan = network.builder.finish()
     return plan, [network.values[v.number].name for v in graph.outputs]
 
 
-class _Training(_Network):
+class TrainingTape(NetworkTape):
     """Builds the plan of a training step, part by part."""
 
     def __init__(
@@ -445,7 +448,8 @@ class _Training(_Network):
         region.parent, region.start = self.gradient, offset * self.dtype.bytes
         return region
 
-    def plan(self) -> tuple[Plan, list[str]]:
+    def record(self) -> None:
+        """All calls of a training step, in order."""
         for node in self.graph.nodes:
             self.forward(node)
         self.loss_calls()
@@ -456,6 +460,9 @@ class _Training(_Network):
             self.total(f"d.{name}.sum", parts, shape, self._gradient_part(name))
         if self.optimizer is not None:
             self._step(self.optimizer)
+
+    def plan(self) -> tuple[Plan, list[str]]:
+        self.record()
         plan = self.builder.finish()
         plan.view("one")[...] = 1
         return plan, [self.values[v.number].name for v in self.graph.outputs]
@@ -487,4 +494,4 @@ def training_plan(
     optimizer.NAME of the optimizer, seed0.. of random layers. Without an optimizer the step only
     computes loss and gradient.
     """
-    return _Training(graph, weights, build, loss, optimizer).plan()
+    return TrainingTape(graph, weights, build, loss, optimizer).plan()
