@@ -18,7 +18,7 @@ from sympy import Expr
 from convgen.symbolic.derive.custom import custom_gradient
 from convgen.symbolic.derive.reverse import adjoints
 from convgen.symbolic.derive.scalar import exchange
-from convgen.symbolic.derive.steps import Step
+from convgen.symbolic.derive.steps import Step, describe
 from convgen.symbolic.expr import Access, Definition, Stage, Tensor
 from convgen.symbolic.functions import stop_gradient
 from convgen.symbolic.program import Program
@@ -90,9 +90,23 @@ def split(
 
 
 def steps(program: Program, wrt: str | Sequence[str] | None = None) -> list[Step]:
-    """The derivation of the gradients: chain rule, index equation, solution, domain and
-    simplification of every contribution, in the order in which they were made."""
-    return adjoints(program, _wanted(program, wrt)).steps
+    """The derivation of the gradients, in the order in which they were made: chain rule, index
+    equation, solution, domain and simplification of every contribution. Each step is a formula and
+    a program that runs; the programs of one contribution (`Step.number`) compute the same.
+
+    >>> from convgen.symbolic.parse import parse
+    >>> layer = parse("Y[y] = sum(r: X[2*y + r - 1] * W[r]) for y < 4", X=8, W=3)
+    >>> for step in steps(layer, "X"):
+    ...     print(step)
+    dX | chain rule: dX[2*y + r - 1] += dY[y] * W[r]   for y < 4, r < 3
+    dX | index equation: h = 2*y + r - 1
+    dX | solution: at [2*u]: y = u, r = 1; at [2*u + 1]: y = u + 1 - t, r = 2*t
+    dX | domain: at [2*u]: one point; at [2*u + 1]: t < 2
+    dX | simplification: 7 of 7 conditions follow from the ranges or from reading zero outside;
+    2 pieces
+    """
+    found = adjoints(program, _wanted(program, wrt))
+    return [step for number, event in enumerate(found.events) for step in describe(event, number)]
 
 
 def _wanted(program: Program, wrt: str | Sequence[str] | None) -> list[str]:

@@ -54,9 +54,12 @@ class _Cell:
     readings: tuple[tuple[Part, dict[str, Affine]], ...]
 
 
-def assemble(tensor: Tensor, parts: Sequence[Part], flip: bool = False) -> Stage:
+def assemble(
+    tensor: Tensor, parts: Sequence[Part], flip: bool = False, *, merge: bool = True
+) -> Stage:
     """The stage that writes every element of the tensor with the sum of the parts that cover it.
 
+    merge: pieces that one formula says are put together.
     flip: axes of sums that run against the elements are turned round, so that the second factor
     is read backwards instead (W[k, c, R-1-r, S-1-s]).
     """
@@ -73,7 +76,8 @@ def assemble(tensor: Tensor, parts: Sequence[Part], flip: bool = False) -> Stage
     # a tensor without elements is one piece of nothing
     walk((), [] if 0 in tensor.shape else list(parts))
     hints = parts[0].names if parts else ("i",) * tensor.rank
-    return merge_pieces(Stage((tensor,), tuple(pieces)), hints)
+    stage = Stage((tensor,), tuple(pieces))
+    return merge_pieces(stage, hints) if merge else stage
 
 
 # ---------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from convgen.symbolic.derive.scalar import (
     inner_accesses,
     outside,
 )
-from convgen.symbolic.derive.steps import Step, describe
+from convgen.symbolic.derive.steps import Contribution, Event, Fold, Given, Total
 from convgen.symbolic.derive.terms import Part, Progression, Term, span
 from convgen.symbolic.expr import (
     Access,
@@ -52,7 +52,7 @@ class Adjoints:
     cotangents: tuple[Tensor, ...]
     behind: list[Stage] = field(default_factory=list)
     results: tuple[Tensor, ...] = ()
-    steps: list[Step] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
 
 
 def adjoints(
@@ -79,7 +79,7 @@ class _Reverse:
         self.active = self._active()
         self.parts: dict[str, list[Part]] = {}
         self.behind: list[Stage] = []
-        self.steps: list[Step] = []
+        self.events: list[Event] = []
         self.kept: set[Tensor] = set()  # tensors that are gradients as they stand
         self.reduces = Reduces(self.name, self.behind)
 
@@ -136,9 +136,10 @@ class _Reverse:
                 continue
             out = Tensor(self.name("d" + name), known.shape, known.dtype, "output")
             self.behind.append(assemble(out, parts, self.flip))
+            self._add_up(known)
             results.append(out)
         given = tuple(self.given[t.name] for t in self.program.outputs if t.name in self.given)
-        return Adjoints(self.program, self.ahead, given, self.behind, tuple(results), self.steps)
+        return Adjoints(self.program, self.ahead, given, self.behind, tuple(results), self.events)
 
     # -----------------------------------------------------------------------------------------
 
@@ -178,8 +179,7 @@ class _Reverse:
             if name in self.active:
                 names = tuple(f"e{j}" for j in range(tensor.rank))
                 self.parts.setdefault(name, []).append(_identity(tensor, names))
-                text = f"{tensor.name} of {backward.name}"
-                self.steps.append(Step(name, "custom gradient", text))
+                self.events.append(Given(name, tensor.name, backward))
 
     def _cotangent(self, tensor: Tensor) -> Tensor | None:
         """The cotangent of a tensor, its contributions added up; None when there are none."""
@@ -194,7 +194,14 @@ class _Reverse:
             parts.append(_identity(given, parts[0].names))
         total = Tensor(self.name("d" + tensor.name), tensor.shape, tensor.dtype, "temporary")
         self.behind.append(assemble(total, parts, self.flip))
+        self._add_up(tensor)
         return total
+
+    def _add_up(self, tensor: Tensor) -> None:
+        """Note the sum of several contributions, for the derivation."""
+        own = [e for e in self.events if isinstance(e, (Contribution, Fold, Given))]
+        if sum(e.name == tensor.name for e in own) > 1:
+            self.events.append(Total(tensor, self.behind[-1]))
 
     def _terms(
         self, piece: Definition, cotangents: dict[str, Tensor]
@@ -262,7 +269,7 @@ class _Reverse:
         else:
             term = Term(domain, access.index, tensor.shape, added, positions)
             parts = solve(term)
-            self.steps += describe(tensor.name, access, term, parts)
+            self.events.append(Contribution(tensor, term, tuple(parts), self.flip))
         self.parts.setdefault(tensor.name, []).extend(parts)
 
     def _folding(self, access: Access, domain: Domain) -> dict[int, tuple[int, int]]:
@@ -301,7 +308,8 @@ class _Reverse:
         names = parts[0].names if parts else ("i",) * len(shape)
         padded = tuple("p" if d in folding else n for d, n in enumerate(names))
         parts = [replace(p, names=padded) for p in parts]
-        self.steps += describe(tensor.name + "p", access, term, parts)
+        padded_tensor = replace(source, name=tensor.name + "p")
+        self.events.append(Contribution(padded_tensor, term, tuple(parts), self.flip))
         self.behind.append(assemble(source, parts, self.flip))
         for count, (dim, (before, _)) in enumerate(folding.items(), 1):
             shape[dim] = tensor.shape[dim]
@@ -310,8 +318,7 @@ class _Reverse:
             target = Tensor(name, tuple(shape), tensor.dtype, "temporary")
             kind = access.boundary[dim]
             parts = fold_parts(source, target, dim, kind, before, names)
-            text = f"{kind.name} in dimension {dim}: {len(parts) - 1} strips of {source.name}"
-            self.steps.append(Step(tensor.name, "fold", text))
+            self.events.append(Fold(target, source.name, dim, kind.name, tuple(parts)))
             if not last:
                 self.behind.append(assemble(target, parts))
             source = target

@@ -34,10 +34,11 @@ def name_parts(program: Program, piece: Definition) -> tuple[Definition, list[Pa
     which they are needed). For reading only: the text form writes everything out.
 
     >>> from convgen.symbolic.parse import parse
-    >>> p = parse("Y[i] = exp(X[i] * V[i] - M[i])**2 + relu(exp(X[i] * V[i] - M[i]))", X=4, V=4, M=4)
+    >>> p = parse("Y[i] = sigmoid(X[i] * V[i] - M[i]) * relu(sigmoid(X[i] * V[i] - M[i]) - B[i])",
+    ...           X=4, V=4, M=4, B=4)
     >>> shown, parts = name_parts(p, p.stages[0].pieces[0])
     >>> shown.values[0], parts[0].body
-    (z1**2 + relu(z1), exp(V[i]*X[i] - M[i]))
+    (z1*relu(z1 - B[i]), sigmoid(V[i]*X[i] - M[i]))
     """
     bodies = [*piece.values, *(r.body for r in piece.reduces)]
     letter = _letter(program, piece)

@@ -11,6 +11,7 @@ is the last of its group.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,48 +63,12 @@ class Order:
         return list(found)
 
     def items(self, value: Affine) -> list[tuple[Atom | None, int]]:
-        """The terms of an index in writing order, each with its coefficient; None stands for the
-        constant. Empty for 0."""
-
-        def rank(item: tuple[Atom | None, int]) -> tuple[bool, bool, int]:
-            atom, factor = item
-            names = [atom] if isinstance(atom, str) else [] if atom is None else atom.value.names()
-            last = len(self.axes)
-            return (
-                factor < 0,
-                atom is None,
-                min((self.axes.get(n, last) for n in names), default=last),
-            )
-
-        terms: list[tuple[Atom | None, int]] = list(value.terms)
-        if value.constant:
-            terms.append((None, value.constant))
-        return sorted(terms, key=rank)
+        """The terms of an index in writing order: see `ordered_terms`."""
+        return ordered_terms(value, self.axes)
 
     def affine(self, value: Affine) -> str:
         """An index as text, in writing order."""
-        out = ""
-        for atom, factor in self.items(value):
-            body = self._atom(atom, factor)
-            if not out:
-                out = body if factor > 0 else f"-{body}"
-            else:
-                out += (" + " if factor > 0 else " - ") + body
-        return out or "0"
-
-    def _atom(self, atom: Atom | None, factor: int) -> str:
-        size = abs(factor)
-        if atom is None:
-            return str(size)
-        body = atom if isinstance(atom, str) else ""
-        if not isinstance(atom, str):
-            inner = self.affine(atom.value)
-            if atom.value.single is None:
-                inner = f"({inner})"
-            body = f"{inner} {'//' if isinstance(atom, FloorDiv) else '%'} {atom.divisor}"
-            if factor != 1:
-                body = f"({body})"
-        return body if size == 1 else f"{size}*{body}"
+        return affine_text(value, self.axes)
 
     def ranks(self, body: Expr) -> list[int]:
         """The ranks of the tensors that a body reads, results included, smallest first."""
@@ -162,6 +127,54 @@ class Order:
                 over.append(factor)
         over.sort(key=lambda f: (not self._is_cotangent(f), *self.key(f)))
         return Product(coefficient, tuple(over), tuple(sorted(under, key=self.key)))
+
+
+def ordered_terms(value: Affine, axes: Mapping[str, int]) -> list[tuple[Atom | None, int]]:
+    """The terms of an index in writing order, each with its coefficient; None stands for the
+    constant. Empty for 0."""
+
+    def rank(item: tuple[Atom | None, int]) -> tuple[bool, bool, int]:
+        atom, factor = item
+        names = [atom] if isinstance(atom, str) else [] if atom is None else atom.value.names()
+        first = min((axes.get(n, len(axes)) for n in names), default=len(axes))
+        return (factor < 0, atom is None, first)
+
+    terms: list[tuple[Atom | None, int]] = list(value.terms)
+    if value.constant:
+        terms.append((None, value.constant))
+    return sorted(terms, key=rank)
+
+
+def affine_text(value: Affine, axes: Mapping[str, int]) -> str:
+    """An index as text, in writing order.
+
+    >>> h, r = Affine.of("h"), Affine.of("r")
+    >>> print(affine_text(1 - r + h, {"r": 0, "h": 1}), "|", affine_text(2 - r, {}))
+    h + 1 - r | 2 - r
+    """
+    out = ""
+    for atom, factor in ordered_terms(value, axes):
+        body = _atom_text(atom, factor, axes)
+        if not out:
+            out = body if factor > 0 else f"-{body}"
+        else:
+            out += (" + " if factor > 0 else " - ") + body
+    return out or "0"
+
+
+def _atom_text(atom: Atom | None, factor: int, axes: Mapping[str, int]) -> str:
+    size = abs(factor)
+    if atom is None:
+        return str(size)
+    body = atom if isinstance(atom, str) else ""
+    if not isinstance(atom, str):
+        inner = affine_text(atom.value, axes)
+        if atom.value.single is None:
+            inner = f"({inner})"
+        body = f"{inner} {'//' if isinstance(atom, FloorDiv) else '%'} {atom.divisor}"
+        if factor != 1:
+            body = f"({body})"
+    return body if size == 1 else f"{size}*{body}"
 
 
 def _divides(exponent: Any) -> bool:

@@ -1,0 +1,111 @@
+"""Every step of a derivation runs, and computes what the last one of its contribution computes."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from convgen.symbolic.derive import grad, steps
+from convgen.symbolic.derive import steps as derivation
+from convgen.symbolic.evaluate import evaluate
+from convgen.symbolic.parse import parse
+
+LAYERS = {
+    "stride2": ("Y[y] = sum(r: X[2*y + r - 1] * W[r]) for y < 4", {"X": 8, "W": 3}),
+    "stride3_dilation2": ("Y[y] = sum(r: X[3*y + 2*r - 2] * W[r]) for y < 3", {"X": 9, "W": 3}),
+    "plane": (
+        "Y[n, k, y, x] = sum(c, r, s: X[n, c, 2*y + r - 1, x + 2*s - 2] * W[k, c, r, s]) + b[k]"
+        " for y < 2, x < 4",
+        {"X": (1, 2, 4, 4), "W": (2, 2, 3, 3), "b": 2},
+    ),
+    "reflect": ("Y[y] = sum(r: X{reflect}[y + r - 1] * W[r]) for y < 5", {"X": 5, "W": 3}),
+    "groups": (
+        "Y[g*2 + k, y] = sum(c < 2, r: X[g*2 + c, y + r - 1] * W[g*2 + k, c, r])"
+        " for y < 5, g < 2, k < 2",
+        {"X": (4, 5), "W": (4, 2, 3)},
+    ),
+    "diagonal": ("Y[i] = 2 * X[i, i] + X[i, 1]", {"X": (3, 3)}),
+    "tiled": ("Y[y] = sum(r: X[y + r] * W[y % 2, r])", {"X": 6, "W": (2, 3)}),
+    "correlated": ("Y[j] = sum(i: X[i, j] * X[i, 0])", {"X": (3, 3)}),
+    "oblique": (
+        "Y[y, x] = sum(r, s: X[y + 2*x + r, x + s] * W[r, s])",
+        {"X": (9, 5), "W": (2, 2)},
+    ),
+    "full_convolution": ("Y[t] = sum(i: X[i] * W[t - i]) for t < 6", {"X": 4, "W": 3}),
+}
+
+
+def numbers(shape, rng):
+    if not shape:
+        return rng.randint(-4, 4)
+    return [numbers(shape[1:], rng) for _ in range(shape[0])]
+
+
+def results(found):
+    """Contribution -> what each of its steps computes on one set of random integers."""
+    rng = random.Random(7)
+    values: dict[str, object] = {}
+    answers: dict[int, list[object]] = {}
+    for step in found:
+        for t in step.program.inputs:
+            if t.name not in values:
+                values[t.name] = numbers(t.shape, rng)
+        given = {t.name: values[t.name] for t in step.program.inputs}
+        out = evaluate(step.program, given)[step.program.output.name]
+        answers.setdefault(step.number, []).append(out.tolist())
+    return answers
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_step_equals_the_last(name):
+    text, shapes = LAYERS[name]
+    found = steps(parse(text, **shapes))
+    assert {s.title for s in found} >= {"chain rule", "index equation", "solution", "domain"}
+    for answers in results(found).values():
+        assert all(a == answers[-1] for a in answers)
+        assert answers[-1] != [0] * len(answers[-1])
+
+
+def test_the_last_step_is_the_gradient():
+    text, shapes = LAYERS["plane"]
+    layer = parse(text, **shapes)
+    last = {s.tensor: s.lines for s in steps(layer) if s.title == "simplification"}
+    program = grad(layer)
+    for name in ("X", "W", "b"):
+        stage = next(s for s in program.stages if s.tensors[0].name == "d" + name)
+        assert len(last[name]) == len(stage.pieces)
+    assert last["W"][0].startswith(
+        "dW[k, c, r, s] = sum(n < 1, y < 2, x < 4: dY[n, k, y, x] * X[n, c, 2*y + r - 1, x + 2*s - 2])"
+    )
+
+
+def test_each_step_says_what_it_did():
+    text, shapes = LAYERS["stride2"]
+    by_title = {s.title: s for s in steps(parse(text, **shapes), "X")}
+    assert by_title["chain rule"].formula == "dX[2*y + r - 1] += dY[y] * W[r]   for y < 4, r < 3"
+    assert by_title["index equation"].lines == [
+        "dX[h] = sum(y < 4, r < 3 where 2*y + r == h + 1: dY[y] * W[r])   for h < 8"
+    ]
+    assert by_title["solution"].lines == [
+        "dX[2*u] = dY[u] * W[1]   for u < 4",
+        "dX[2*u + 1] = sum(t < 2 where u <= t + 2: dY[u + 1 - t] * W[2*t])   for u < 4",
+    ]
+
+
+def test_several_contributions_are_added_up():
+    text, shapes = LAYERS["diagonal"]
+    assert [s.title for s in steps(parse(text, **shapes))].count("sum") == 1
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_wrong_step_is_noticed(number):
+    """Mutants: one constant of one step moved by one."""
+    text, shapes = LAYERS["stride2"]
+    found = derivation(parse(text, **shapes), "X")
+    wrong = str(found[number].program).replace("u + 1 - t", "u + 2 - t").replace("h + 1", "h + 2")
+    assert wrong != str(found[number].program)
+    mutant = replace(found[number], make=lambda: parse(wrong))
+    answers = results([*found[:number], mutant, *found[number + 1 :]])[found[0].number]
+    assert answers[number] != answers[-1]
