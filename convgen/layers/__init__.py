@@ -12,14 +12,27 @@ from convgen.layers import (
     normalization,
     padding,
     pooling,
+    resizing,
+    unpooling,
     video,
 )
 from convgen.layers.base import Layer, ParameterSpec
 from convgen.layers.loss import CrossEntropyLoss, Loss, MSELoss
 
 _FAMILIES: tuple[ModuleType, ...] = (
-    convolution, local, video, pooling, dense, activation, elementwise, normalization, contrast, padding,
-)  # fmt: skip
+    convolution,
+    local,
+    video,
+    pooling,
+    unpooling,
+    resizing,
+    dense,
+    activation,
+    elementwise,
+    normalization,
+    contrast,
+    padding,
+)
 
 
 def _layers(family: ModuleType) -> list[type[Layer]]:

@@ -13,9 +13,9 @@ from convgen.layers.base import Layer, Shape, expect_rank, per_dimension, positi
 from convgen.layers.convolution import POSITIONS, TAPS
 from convgen.symbolic import dsl
 from convgen.symbolic.boundary import OMIT, ZERO
-from convgen.symbolic.functions import less_equal, maximum, minimum
+from convgen.symbolic.functions import equal, less_equal, maximum, minimum, select
 from convgen.symbolic.program import Program
-from convgen.types import DType, f32
+from convgen.types import DType, f32, i64
 
 
 class _Pool(Layer):
@@ -87,26 +87,49 @@ class _Pool(Layer):
         return positions, taps, index, extents | dict(zip(taps, self.kernel_size, strict=True))
 
 
+def row_major(index: Sequence[Any], extents: Sequence[int]) -> Any:
+    """The position of an index in a box, the last dimension fastest."""
+    total: Any = sympy.Integer(0)
+    for i, extent in zip(index, extents, strict=True):
+        total = total * extent + i
+    return sympy.expand(total)
+
+
 class _MaxPool(_Pool):
+    """Y[n, c, y] = max(r: X[n, c, stride*y + dil*r - pad]). return_indices: a second output I, the
+    row-major position of the winner in its map (i64), what MaxUnpool takes."""
+
     def __init__(
         self,
         kernel_size: int | Sequence[int],
         stride: int | Sequence[int] | None = None,
         padding: int | Sequence[int] = 0,
         dilation: int | Sequence[int] = 1,
+        return_indices: bool = False,
         ceil_mode: bool = False,
     ) -> None:
         self._set(kernel_size, stride, padding, dilation, ceil_mode)
+        self.return_indices = return_indices
+        self.output_dtypes = (None, i64) if return_indices else (None,)
 
     def program(self, *shapes: Shape, training: bool = False, dtype: DType = f32) -> Program:
         (shape,) = shapes
         n, c = dsl.axes("n c")
         positions, taps, index, extents = self._window(shape)
         kinds = (ZERO, ZERO, *(OMIT,) * self.rank)
-        x = dsl.tensor("X", shape, dtype)
-        body = dsl.max_over(list(taps), x.pad(*kinds)[(n, c, *index)])
+        read = dsl.tensor("X", shape, dtype).pad(*kinds)[(n, c, *index)]
         extents |= {n: shape[0], c: shape[1]}
-        return dsl.define("Y", [n, c, *positions], body, extents=extents, name="max_pool")
+        at = [n, c, *positions]
+        best = dsl.max_over(list(taps), read)
+        if not self.return_indices:
+            return dsl.define("Y", at, best, extents=extents, name="max_pool")
+        winner = dsl.argmax_over(list(taps), read)
+        pooled = dsl.define([("Y", at), ("T", at)], (best, winner), extents=extents)
+        tap = row_major(taps, self.kernel_size)
+        found = select(equal(pooled["T"][tuple(at)], tap), row_major(index, shape[2:]), 0)
+        spans = dict(zip(taps, self.kernel_size, strict=True))
+        flat = dsl.define("I", at, dsl.sum_over(list(taps), found, extents=spans))
+        return dsl.combine("max_pool", [pooled, flat], outputs=["Y", "I"])
 
 
 class MaxPool1d(_MaxPool):
@@ -188,13 +211,14 @@ class AvgPool3d(_AvgPool):
     rank = 3
 
 
-class _AdaptiveAvgPool(Layer):
-    """Mean over windows that divide the input evenly into `output_size` positions. Position y of
-    o averages the inputs floor(y*i/o) <= h < ceil((y+1)*i/o), as in torch."""
+class _Adaptive(Layer):
+    """Windows that divide the input evenly into `output_size` positions. Position y of o has the
+    inputs floor(y*i/o) <= h < ceil((y+1)*i/o), as in torch."""
 
     rank: ClassVar[int]
+    output_size: tuple[int, ...]
 
-    def __init__(self, output_size: int | Sequence[int]) -> None:
+    def _set(self, output_size: int | Sequence[int]) -> None:
         self.output_size = positive(
             per_dimension(output_size, self.rank, "output_size"), "output_size"
         )
@@ -202,15 +226,16 @@ class _AdaptiveAvgPool(Layer):
     def output_shape(self, *shapes: Shape) -> Shape:
         (shape,) = shapes
         expect_rank(self, shape, self.rank + 2, f"(N, C, {self.rank} spatial extents)")
+        if min(shape[2:]) < 1:
+            raise ShapeError(f"{self!r}: an empty map", got=str(list(shape)))
         return (*shape[:2], *self.output_size)
 
-    def program(self, *shapes: Shape, training: bool = False, dtype: DType = f32) -> Program:
-        (shape,) = shapes
+    def _windows(self, shape: Shape) -> tuple[list[Any], list[Any], list[Any], dict[Any, int], Any]:
+        """(output axes, input axes, conditions, extents, number of inputs) of the windows."""
         self.output_shape(shape)
         n, c = dsl.axes("n c")
         positions = dsl.axes(" ".join(POSITIONS[3 - self.rank :]))
         inputs = dsl.axes(" ".join(("d", "h", "w")[3 - self.rank :]))
-        x = dsl.tensor("X", shape, dtype)
         where: list[Any] = []
         counts: Any = sympy.Integer(1)
         extents: dict[Any, int] = {n: shape[0], c: shape[1]}
@@ -220,8 +245,19 @@ class _AdaptiveAvgPool(Layer):
             if o > 1:
                 where += [less_equal(first, h), less_equal(h + 1, end)]
             counts = counts * (end - first if o > 1 else i)
-        body = dsl.sum_over(list(inputs), x[(n, c, *inputs)], where=where) / counts
-        return dsl.define("Y", [n, c, *positions], body, extents=extents, name="adaptive_avg_pool")
+        return [n, c, *positions], [n, c, *inputs], where, extents, counts
+
+
+class _AdaptiveAvgPool(_Adaptive):
+    def __init__(self, output_size: int | Sequence[int]) -> None:
+        self._set(output_size)
+
+    def program(self, *shapes: Shape, training: bool = False, dtype: DType = f32) -> Program:
+        (shape,) = shapes
+        at, read, where, extents, counts = self._windows(shape)
+        x = dsl.tensor("X", shape, dtype)
+        body = dsl.sum_over(read[2:], x[tuple(read)], where=where) / counts
+        return dsl.define("Y", at, body, extents=extents, name="adaptive_avg_pool")
 
 
 class AdaptiveAvgPool1d(_AdaptiveAvgPool):
@@ -238,5 +274,46 @@ class AdaptiveAvgPool2d(_AdaptiveAvgPool):
 
 class AdaptiveAvgPool3d(_AdaptiveAvgPool):
     """3-d adaptive average pooling."""
+
+    rank = 3
+
+
+class _AdaptiveMaxPool(_Adaptive):
+    """The maximum of each window. return_indices: as in MaxPool."""
+
+    def __init__(self, output_size: int | Sequence[int], return_indices: bool = False) -> None:
+        self._set(output_size)
+        self.return_indices = return_indices
+
+    def program(self, *shapes: Shape, training: bool = False, dtype: DType = f32) -> Program:
+        (shape,) = shapes
+        at, read, where, extents, _ = self._windows(shape)
+        x = dsl.tensor("X", shape, dtype)[tuple(read)]
+        best = dsl.max_over(read[2:], x, where=where)
+        if not self.return_indices:
+            return dsl.define("Y", at, best, extents=extents, name="adaptive_max_pool")
+        winner = dsl.argmax_over(read[2:], x, where=where)
+        outs = [("Y", at), ("I", at)]
+        return dsl.define(outs, (best, winner), extents=extents, name="adaptive_max_pool")
+
+
+class AdaptiveMaxPool1d(_AdaptiveMaxPool):
+    """1-d adaptive max pooling."""
+
+    rank = 1
+
+
+class AdaptiveMaxPool2d(_AdaptiveMaxPool):
+    """2-d adaptive max pooling, torch.nn.AdaptiveMaxPool2d.
+
+    >>> AdaptiveMaxPool2d((3, 2)).output_shape((1, 8, 7, 5))
+    (1, 8, 3, 2)
+    """
+
+    rank = 2
+
+
+class AdaptiveMaxPool3d(_AdaptiveMaxPool):
+    """3-d adaptive max pooling."""
 
     rank = 3
