@@ -38,7 +38,7 @@ def name_parts(program: Program, piece: Definition) -> tuple[Definition, list[Pa
     ...           X=4, V=4, M=4, B=4)
     >>> shown, parts = name_parts(p, p.stages[0].pieces[0])
     >>> shown.values[0], parts[0].body
-    (z1*relu(z1 - B[i]), sigmoid(V[i]*X[i] - M[i]))
+    (z1*relu(-B[i] + z1), sigmoid(-M[i] + V[i]*X[i]))
     """
     bodies = [*piece.values, *(r.body for r in piece.reduces)]
     letter = _letter(program, piece)
