@@ -61,6 +61,8 @@ class Layer:
 
     # The output is the input's elements in the same order with another shape: no kernel is needed.
     is_view: ClassVar[bool] = False
+    # Dtypes of the outputs, all of one shape; None is the network's dtype.
+    output_dtypes: tuple[DType | None, ...] = (None,)
     # The name of a u64 scalar input of the formula that takes a fresh random seed for every run.
     seed: ClassVar[str] = ""
 

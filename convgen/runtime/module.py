@@ -14,6 +14,7 @@ from typing import Any
 from convgen.errors import FormulaError, ShapeError
 from convgen.layers.base import Layer, ParameterSpec, Shape
 from convgen.layers.dense import Add, Concat
+from convgen.types import DType
 
 
 class Module:
@@ -95,9 +96,10 @@ class Value:
     graph: Graph
     number: int
     shape: Shape
+    dtype: DType | None = None  # None: the network's
 
-    def apply(self, layer: Layer, *values: Value) -> Value:
-        """Add a node that computes the layer on the values."""
+    def apply(self, layer: Layer, *values: Value) -> Any:
+        """Add a node that computes the layer on the values; a tuple if it has several outputs."""
         return self.graph.add(layer, values)
 
     def __add__(self, other: Value) -> Value:
@@ -116,12 +118,17 @@ def concat(values: Sequence[Value], dim: int = 1) -> Value:
 
 @dataclass(frozen=True)
 class Node:
-    """One layer applied to values: `inputs` and `output` are value numbers."""
+    """One layer applied to values: `inputs` and `outputs` are value numbers."""
 
     layer: Layer
     path: str
     inputs: tuple[int, ...]
-    output: int
+    outputs: tuple[int, ...]
+
+    @property
+    def output(self) -> int:
+        """The first output."""
+        return self.outputs[0]
 
 
 @dataclass
@@ -139,12 +146,12 @@ class Graph:
     specs: list[tuple[str, str, ParameterSpec]] = field(default_factory=list)
     _paths: dict[int, str] = field(default_factory=dict)
 
-    def new_value(self, shape: Shape) -> Value:
-        value = Value(self, len(self.values), tuple(shape))
+    def new_value(self, shape: Shape, dtype: DType | None = None) -> Value:
+        value = Value(self, len(self.values), tuple(shape), dtype)
         self.values.append(value)
         return value
 
-    def add(self, layer: Layer, values: Sequence[Value]) -> Value:
+    def add(self, layer: Layer, values: Sequence[Value]) -> Any:
         """Append a node; the layer's own errors name the layer's path."""
         for value in values:
             if not isinstance(value, Value) or value.graph is not self:  # pyright: ignore
@@ -175,9 +182,10 @@ class Graph:
         if path not in known:
             for spec in layer.parameters(*shapes):
                 self.specs.append((f"{path}.{spec.name}" if path else spec.name, path, spec))
-        out = self.new_value(shape)
-        self.nodes.append(Node(layer, path, tuple(v.number for v in values), out.number))
-        return out
+        outs = tuple(self.new_value(shape, dtype) for dtype in layer.output_dtypes)
+        numbers = tuple(v.number for v in outs)
+        self.nodes.append(Node(layer, path, tuple(v.number for v in values), numbers))
+        return outs[0] if len(outs) == 1 else outs
 
     def parameter_count(self) -> int:
         """Number of trained parameters."""

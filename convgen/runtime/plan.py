@@ -273,29 +273,34 @@ class NetworkTape:
             bound[node.layer.seed] = self.seed_regions[self.seed_numbers[node.output]]
         return bound
 
-    def place_output(self, node: Node) -> Region:
-        """The region of a node's output: the input's own for a view."""
-        shape = self.graph.values[node.output].shape
+    def place_outputs(self, node: Node, program: Program | None) -> dict[str, Region]:
+        """Regions for a node's outputs by their names in the formula; a view's is its input's."""
+        if program is None:
+            return {"": self._place(node, node.output)}
+        return {
+            tensor.name: self._place(node, number)
+            for tensor, number in zip(program.outputs, node.outputs, strict=True)
+        }
+
+    def _place(self, node: Node, number: int) -> Region:
+        value = self.graph.values[number]
         if node.layer.is_view:
             region = self.values[node.inputs[0]]
-            if node.output in self.kept:
+            if number in self.kept:
                 region.kept = True
         else:
-            region = self.builder.region(
-                f"value{node.output}", shape, kept=node.output in self.kept
-            )
-        self.values[node.output] = region
+            kept = number in self.kept
+            region = self.builder.region(f"value{number}", value.shape, value.dtype, kept=kept)
+        self.values[number] = region
         return region
 
     def record_forward(self) -> None:
         """The calls of a forward pass that saves nothing, in order."""
         for node in self.graph.nodes:
-            out = self.place_output(node)
-            if not node.layer.is_view:
-                program = self.program(node)
-                self.builder.call(
-                    f"{node.path}", program, self.bind(node) | {program.output.name: out}
-                )
+            program = None if node.layer.is_view else self.program(node)
+            outputs = self.place_outputs(node, program)
+            if program is not None:
+                self.builder.call(node.path, program, self.bind(node) | outputs)
 
 
 def _full(path: str, name: str) -> str:
@@ -338,7 +343,8 @@ class TrainingTape(NetworkTape):
         for node in self.graph.nodes:
             own = any(s.trained for s in node.layer.parameters(*self.shapes(node)))
             if own or any(i in found for i in node.inputs):
-                found.add(node.output)
+                values = self.graph.values
+                found |= {o for o in node.outputs if values[o].dtype is None}
         return found
 
     def wrt(self, node: Node) -> list[tuple[str, int | str]]:
@@ -355,12 +361,12 @@ class TrainingTape(NetworkTape):
         return wanted
 
     def forward(self, node: Node) -> None:
-        out = self.place_output(node)
-        if node.layer.is_view:
+        program = None if node.layer.is_view else self.program(node)
+        outputs = self.place_outputs(node, program)
+        if program is None:
             return
-        program = self.program(node)
         wanted = [name for name, _ in self.wrt(node)]
-        bound = self.bind(node) | {program.output.name: out}
+        bound = self.bind(node) | outputs
         if not wanted:
             self.builder.call(node.path, program, bound)
             return
@@ -413,21 +419,29 @@ class TrainingTape(NetworkTape):
         return target
 
     def backward(self, node: Node) -> None:
-        parts = self.cotangents.pop(node.output, [])
-        if not parts:
+        if not any(self.cotangents.get(o) for o in node.outputs):
             return
-        shape = self.graph.values[node.output].shape
-        cotangent = self.total(f"d.{node.path}.sum", parts, shape, None)
         if node.layer.is_view:
+            cotangent = self.cotangent(node, node.output)
             self.cotangents.setdefault(node.inputs[0], []).append(cotangent)
             return
         behind, bound = self.backwards[node.output]
-        out = node.layer.program(*self.shapes(node), training=True, dtype=self.dtype).output.name
-        bound = bound | {"d" + out: cotangent}
+        bound = dict(bound)
+        for tensor, number in zip(self.program(node).outputs, node.outputs, strict=True):
+            if tensor.dtype.is_float:
+                bound["d" + tensor.name] = self.cotangent(node, number)
         for name, goal in self.wrt(node):
             region = self._goal_region(node, name, goal)
             bound["d" + name] = region
         self.builder.call(f"d.{node.path}", behind, bound)
+
+    def cotangent(self, node: Node, number: int) -> Region:
+        """The sum of what a value's readers contribute; zeros if nobody does."""
+        parts = self.cotangents.pop(number, [])
+        shape = self.graph.values[number].shape
+        if not parts:  # never written: kept regions of a new arena are zero
+            return self.builder.region(f"d.{node.path}.zero{number}", shape, kept=True)
+        return self.total(f"d.{node.path}.sum", parts, shape, None)
 
     def _goal_region(self, node: Node, name: str, goal: int | str) -> Region:
         if isinstance(goal, int):

@@ -56,7 +56,12 @@ def describe(graph: Graph) -> dict[str, Any]:
         "inputs": [v.number for v in graph.inputs],
         "outputs": [v.number for v in graph.outputs],
         "nodes": [
-            {"path": n.path, "layer": repr(n.layer), "inputs": list(n.inputs), "output": n.output}
+            {
+                "path": n.path,
+                "layer": repr(n.layer),
+                "inputs": list(n.inputs),
+                "outputs": list(n.outputs),
+            }
             for n in graph.nodes
         ],
     }
@@ -82,9 +87,11 @@ class Described(Module):
         try:
             for node in self.description["nodes"]:
                 layer = self.layers[node["path"]]
-                known[node["output"]] = layer(*(known[i] for i in node["inputs"]))
+                made = layer(*(known[i] for i in node["inputs"]))
+                values_made = made if isinstance(made, tuple) else (made,)
+                known.update(zip(node["outputs"], values_made, strict=True))
             return tuple(known[i] for i in self.description["outputs"])
         except ConvgenError:
             raise
-        except (KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, IndexError, ValueError) as error:
             raise DataError("the graph of the file is damaged", got=repr(error)) from None
