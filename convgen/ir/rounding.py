@@ -15,6 +15,8 @@ def round_float(value: Fraction | float, bits: int) -> float:
 
     >>> round_float(Fraction(1, 10), 32), round_float(Fraction(1, 10), 64)
     (0.10000000149011612, 0.1)
+    >>> round_float(Fraction(-(10**600)), 64)
+    -inf
     """
     if isinstance(value, float):
         if bits == 64 or not math.isfinite(value) or not value:
@@ -30,8 +32,8 @@ def round_float(value: Fraction | float, bits: int) -> float:
     exponent = max(exponent, smallest)
     digits = round(magnitude / Fraction(2) ** exponent)
     if digits.bit_length() + exponent > overflow:
-        return math.copysign(math.inf, value)
-    return math.copysign(math.ldexp(digits, exponent), value)
+        return math.inf if value > 0 else -math.inf
+    return math.copysign(math.ldexp(digits, exponent), 1 if value > 0 else -1)
 
 
 def limits(dtype: DType) -> tuple[int, int]:

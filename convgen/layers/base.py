@@ -112,8 +112,10 @@ def per_dimension(value: int | Sequence[int], rank: int, what: str) -> tuple[int
     >>> per_dimension(2, 3, "stride"), per_dimension((1, 2), 2, "stride")
     ((2, 2, 2), (1, 2))
     """
-    items = (value,) * rank if isinstance(value, int) else tuple(value)
-    if len(items) != rank or not all(isinstance(i, int) for i in items):  # pyright: ignore
+    several = isinstance(value, (tuple, list))
+    items: tuple[int, ...] = tuple(value) if several else (value,) * rank  # type: ignore[arg-type]
+    whole = all(isinstance(i, int) and not isinstance(i, bool) for i in items)  # pyright: ignore
+    if len(items) != rank or not whole:
         raise ShapeError(f"{what}={value!r}", expected=f"an integer or {rank} integers")
     return items
 

@@ -22,7 +22,15 @@ def as_array(value: Any, tensor: Tensor, where: str) -> Array:
     wanted = np.dtype(tensor.dtype.numpy_name)
     if isinstance(value, (int, float)) and not tensor.shape:
         return np.asarray(value, wanted)
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as problem:
+        raise DataError(
+            f"{tensor.name} is no array",
+            expected=f"an array of {wanted}",
+            got=str(problem),
+            where=where,
+        ) from problem
     if array.dtype != wanted:
         raise DataError(
             f"{tensor.name} has the wrong dtype",

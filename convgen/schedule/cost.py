@@ -212,10 +212,10 @@ def _is_shared(nest: Nest, strides: dict[str, int | None]) -> bool:
     return stored and any(others)
 
 
-def chunks_of(extent: int, width: int) -> list[int]:
-    """The sizes of the tiles along the vector loop, the rest last."""
+def chunks_of(extent: int, width: int) -> dict[int, int]:
+    """The sizes of the tiles along the vector loop, with how many there are of each."""
     whole, rest = divmod(extent, width)
-    return [width] * whole + [rest] * bool(rest)
+    return {size: count for size, count in ((width, whole), (rest, 1)) if size and count}
 
 
 def score(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
@@ -232,7 +232,7 @@ def score(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
     if candidate.vector:
         chunks = chunks_of(facts.outputs[candidate.vector], candidate.width)
     else:
-        chunks = [1]
+        chunks = {1: 1}
     rest = math.prod(
         e for n, e in facts.outputs.items() if n != candidate.vector and n not in sizes
     )
@@ -251,8 +251,8 @@ def score(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
             vectors = -(-width // lanes)
             inner = _tile_cycles(facts, candidate, height, vectors, packs, machine)
             once = _store_cycles(facts, candidate, height, width, vectors, machine)
-            total += outer * chunks.count(width) * (iterations * inner + once + 12)
-        total *= _idle(outer * len(chunks), total)
+            total += outer * chunks[width] * (iterations * inner + once + 12)
+        total *= _idle(outer * sum(chunks.values()), total)
         total *= 1 + CODE * height * -(-candidate.width // lanes) * weight(facts, candidate, packs)
         if total < cycles:
             cycles, kept = total, frozenset(packs)
@@ -397,7 +397,8 @@ def _store_cycles(
 def _score_reduce(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
     """A vector loop that is reduced: lanes are partial results, joined at the end."""
     extent = facts.reduces[candidate.vector]
-    vectors = sum(-(-c // facts.lanes) for c in chunks_of(extent, candidate.width))
+    chunks = chunks_of(extent, candidate.width).items()
+    vectors = sum(-(-size // facts.lanes) * count for size, count in chunks)
     rest = math.prod(facts.reduces.values()) // max(1, extent)
     fetched = work = 0.0
     for operand in facts.operands:

@@ -77,6 +77,16 @@ def axes(names: str) -> tuple[Axis, ...]:
     return tuple(Axis(name) for name in names.replace(",", " ").split())
 
 
+LARGEST = 1 << 62  # indices and ranges stay below: sums of two fit in 64 bits
+
+
+def _whole(number: Any, what: str) -> int:
+    """An integer of an index or a range; ShapeError beyond 64 bits."""
+    if abs(number) > LARGEST:
+        raise ShapeError(f"{what} is beyond 64 bits", expected="at most 2**62", got=str(number))
+    return int(number)
+
+
 def _check_name(name: str, what: str) -> None:
     # A prime is allowed at the end: derived axes are primed where their name is taken.
     if not name.rstrip("'").isidentifier():
@@ -94,6 +104,11 @@ class Range:
     axis: str
     lo: int
     hi: Extent
+
+    def __post_init__(self) -> None:
+        for end in (self.lo, self.hi):
+            if not isinstance(end, Size):
+                _whole(end, f"the range of {self.axis}")
 
     @property
     def extent(self) -> Extent:
@@ -193,6 +208,8 @@ class Tensor:
                 raise ShapeError(
                     f"tensor {self.name}: extent {extent!r}", expected="integers >= 0 or a Size"
                 )
+            if isinstance(extent, int):
+                _whole(extent, f"tensor {self.name}: an extent")
         if (self.values is not None) != (self.role == "constant"):
             raise FormulaError(f"tensor {self.name}: a constant has values, nothing else has")
         if self.values is not None and len(self.values) != self.elements:
@@ -438,14 +455,13 @@ class Stage:
 def affine_of(expr: Any) -> Affine:
     """The quasi-affine integer expression of an index body (axes, integers, + - * // %).
 
-    Raises FormulaError for what is not affine, and for data-dependent addresses.
+    Raises FormulaError for what is not affine, and for data-dependent addresses; ShapeError for
+    numbers beyond 64 bits.
     """
     if isinstance(expr, Affine):
         return expr
-    if isinstance(expr, int):
-        return Affine((), int(expr))
-    if isinstance(expr, Integer):
-        return Affine((), int(expr))
+    if isinstance(expr, (int, Integer)):
+        return Affine((), _whole(expr, "a number in an index"))
     if isinstance(expr, (Axis, Symbol)):
         return Affine.of(expr.name)
     if isinstance(expr, Access):
@@ -461,13 +477,14 @@ def affine_of(expr: Any) -> Affine:
     if isinstance(expr, sympy.Mul):
         coefficient, rest = expr.as_coeff_Mul()
         if isinstance(coefficient, Integer):
-            return affine_of(rest) * int(coefficient)
+            return affine_of(rest) * _whole(coefficient, "a number in an index")
     if isinstance(expr, sympy.Mod) and isinstance(expr.args[1], Integer) and expr.args[1] > 0:
-        return affine_of(expr.args[0]) % int(expr.args[1])
+        return affine_of(expr.args[0]) % _whole(expr.args[1], "a number in an index")
     if isinstance(expr, sympy.floor):
         numerator, denominator = sympy.fraction(sympy.together(expr.args[0]))
         if isinstance(denominator, Integer) and denominator > 0:
-            return affine_of(sympy.expand(numerator)) // int(denominator)
+            number = _whole(denominator, "a number in an index")
+            return affine_of(sympy.expand(numerator)) // number
     if isinstance(expr, Expr):
         expanded = sympy.expand(expr)
         if expanded != expr:

@@ -20,7 +20,6 @@ from typing import TypeAlias
 from convgen.errors import FormulaError
 from convgen.symbolic.tokens import Tokens
 
-DEEPEST = 100  # nested parentheses, far below Python's own limit
 LARGEST_EXPONENT = 400  # of a decimal number
 
 
@@ -104,19 +103,17 @@ class Grammar:
         self.tokens, self.depth = tokens, 0
 
     def body(self) -> Node:
-        self.depth += 1
-        if self.depth > DEEPEST:
-            raise FormulaError(
-                "the formula is nested too deeply",
-                where=self.tokens.where(),
-                expected=f"at most {DEEPEST} levels",
-            )
+        self._descend()
         left = self.sum()
         while self.tokens.at(*COMPARISONS):
             operator = self.tokens.next().text
             left = Binary(operator, left, self.sum())
         self.depth -= 1
         return left
+
+    def _descend(self) -> None:
+        self.depth += 1
+        self.tokens.check_depth(self.depth)
 
     def sum(self) -> Node:
         terms = [(1, self.product())]
@@ -144,9 +141,13 @@ class Grammar:
         base = self.atom()
         if not self.tokens.take("**"):
             return base
-        if self.tokens.take("-"):
-            return Binary("**", base, Product((("*", Number(Fraction(-1))), ("*", self.power()))))
-        return Binary("**", base, self.power())
+        self._descend()
+        negative = self.tokens.take("-")
+        exponent = self.power()
+        self.depth -= 1
+        if negative:
+            exponent = Product((("*", Number(Fraction(-1))), ("*", exponent)))
+        return Binary("**", base, exponent)
 
     def atom(self) -> Node:
         token = self.tokens.peek()
@@ -202,8 +203,9 @@ class Grammar:
 
     def call(self, name: str, where: str) -> Node:
         """A function, or a reduction where a colon follows its ranges."""
+        has_ranges = self.tokens.place in self.tokens.with_colon
         self.tokens.expect("(")
-        if not self._is_reduction():
+        if not has_ranges:
             return Call(name, self.items(")"), where)
         ranges = [self.chain()]
         while self.tokens.take(","):
@@ -220,15 +222,6 @@ class Grammar:
         if re.fullmatch(r"\.\d+", self.tokens.peek().text):
             item = int(self.tokens.next().text[1:])
         return Over(name, tuple(ranges), tuple(conditions), body, item, where)
-
-    def _is_reduction(self) -> bool:
-        depth, ahead = 0, 0
-        while (token := self.tokens.peek(ahead)).kind != "end":
-            if depth == 0 and token.text in (":", ")"):
-                return token.text == ":"
-            depth += (token.text in ("(", "[", "{")) - (token.text in (")", "]", "}"))
-            ahead += 1
-        return False
 
     def chain(self) -> Chain:
         """A range or condition: sums joined by comparisons."""

@@ -192,7 +192,8 @@ class _Reader:
                 name = extent if isinstance(extent, str) else extent.name
                 self.sizes[name] = Size(name)
 
-    def _values(self, tokens: Tokens) -> list[Any] | Fraction:
+    def _values(self, tokens: Tokens, depth: int = 0) -> list[Any] | Fraction:
+        tokens.check_depth(depth)
         if not tokens.take("["):
             sign = -1 if tokens.take("-") else 1
             if tokens.peek().kind != "number":
@@ -203,7 +204,7 @@ class _Reader:
         while not tokens.take("]"):
             if found:
                 tokens.expect(",")
-            found.append(self._values(tokens))
+            found.append(self._values(tokens, depth + 1))
         return found
 
     def _saved(self, tokens: Tokens) -> None:

@@ -11,6 +11,7 @@ from convgen.affine import Affine
 from convgen.errors import FormulaError, ShapeError
 from convgen.symbolic.boundary import Boundary, Omit
 from convgen.symbolic.expr import (
+    LARGEST,
     Access,
     Definition,
     Domain,
@@ -251,6 +252,13 @@ def _check_access(access: Access, domain: Domain, reduced: bool, where: str) -> 
             continue
         assert isinstance(extent, int)
         low, high = index.bounds(_bounds(domain, index))
+        if max(-low, high) > LARGEST:
+            raise ShapeError(
+                f"index {index} is beyond 64 bits",
+                where=where,
+                expected="between -2**62 and 2**62",
+                got=f"{low}..{high}",
+            )
         if not (0 <= low and high < extent) and _refused(boundary, low, high, extent, reduced):
             tight = _tight_bounds(index, domain)
             if tight is None:

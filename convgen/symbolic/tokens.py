@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 from convgen.errors import FormulaError
+
+DEEPEST = 100  # levels of nesting: of parentheses, powers, lists of values
 
 _PATTERN = re.compile(
     r"""(?P<space>[ \t]+)
@@ -56,6 +59,31 @@ class Tokens:
             column = match.end()
         found.append(Token("end", "", len(line)))
         return found
+
+    @cached_property
+    def with_colon(self) -> frozenset[int]:
+        """Places of opening brackets that hold a colon of their own: those of reductions."""
+        found: set[int] = set()
+        open_places: list[int] = []
+        for place, token in enumerate(self.items):
+            if token.kind != "symbol":
+                continue
+            if token.text in "([{":
+                open_places.append(place)
+            elif token.text in ")]}" and open_places:
+                open_places.pop()
+            elif token.text == ":" and open_places:
+                found.add(open_places[-1])
+        return frozenset(found)
+
+    def check_depth(self, depth: int) -> None:
+        """Refuse nesting that would exhaust the stack of whatever walks the formula."""
+        if depth > DEEPEST:
+            raise FormulaError(
+                "the formula is nested too deeply",
+                where=self.where(),
+                expected=f"at most {DEEPEST} levels",
+            )
 
     def where(self, column: int | None = None) -> str:
         at = self.peek().column if column is None else column

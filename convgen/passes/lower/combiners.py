@@ -4,11 +4,13 @@ State dtypes: a component declared with a dtype has it. The others have the elem
 sums and products of integers are exact in 64 bits: where `combine` adds or multiplies, i32 and
 narrower integers and bool accumulate in i64 (u32 too; u64 stays u64), and results have that dtype.
 Extrema keep the element's dtype (bool becomes i64). Floats accumulate in their own dtype. Where a
-body gives a float from integers (exp in logsumexp), the state is f32.
+body gives a float from integers (exp in logsumexp), all components without a dtype are floats, f32.
+An infinite identity of integers is the least or the largest number of the element's dtype.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -57,7 +59,10 @@ def lower_reduction(reduction: Reduction, element: DType) -> Combiner:
         tuple(kinds),
         tuple(emit(b, k) for b, k in zip(reduction.lift, kinds, strict=True)),
         tuple(emit(b, k) for b, k in zip(reduction.combine, kinds, strict=True)),
-        tuple(_identity(b, k) for b, k in zip(reduction.identity, kinds, strict=True)),
+        tuple(
+            _identity(b, k, element if d is None else d)
+            for b, k, d in zip(reduction.identity, kinds, reduction.dtypes, strict=True)
+        ),
         tuple(project),
         reduction.associative,
         reduction.commutative,
@@ -75,7 +80,11 @@ def _widen(reduction: Reduction, own: DType, kinds: list[DType]) -> list[DType]:
             if declared is None and seen is not None and seen.is_float:
                 kind = promote(kind, seen)
         found.append(kind)
-    return found
+    floats = [k for k, d in zip(found, reduction.dtypes, strict=True) if d is None and k.is_float]
+    if not floats:
+        return found
+    common = functools.reduce(promote, floats)
+    return [k if d else promote(k, common) for k, d in zip(found, reduction.dtypes, strict=True)]
 
 
 def _environment(
@@ -100,9 +109,12 @@ def _environment(
     return place, BodyLowering({}, {}, {}, results, in_reduce=True)
 
 
-def _identity(body: Body, dtype: DType) -> Const:
+def _identity(body: Body, dtype: DType, element: DType) -> Const:
+    """Integers have no infinities: there it is the least or the largest number."""
     value = number(body)
     assert value is not None, body
+    if element == bool_ and body.is_infinite and dtype.is_integer:
+        value = number_of(value, bool_)
     return Const(number_of(value, dtype), dtype)
 
 
