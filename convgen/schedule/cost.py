@@ -14,7 +14,7 @@ from convgen.ir.layout import size_in_elements
 from convgen.ir.nodes import Kernel, Load, Nest, Op
 from convgen.ir.visit import loads, walk
 from convgen.schedule.access import in_loops, loads_of, stride_of, vector_dtype
-from convgen.schedule.directives.pack import merged_edges
+from convgen.schedule.directives.pack import halo_of_reads, merged_edges
 from convgen.schedule.directives.split import best_cover
 from convgen.target import Target
 
@@ -49,6 +49,9 @@ OVERLAP = 0.05  # share of the hidden work that still shows
 WORTH_SHARING = 50_000  # cycles below which one worker is enough
 CODE = 5e-4  # what a statement of the tile adds: equal candidates are told apart by size
 
+LINE, PAGE = 64, 4096  # bytes of a cache line, of a page (and of one way of the first cache)
+L1_WAYS = 8
+
 # The first row whose text occurs in the model's own name for itself.
 MACHINES: dict[str, Machine] = {
     "EPYC (family 26": Machine(l3=24.0, memory=10.0),
@@ -76,12 +79,14 @@ def machine_of(target: Target) -> Machine:
 class Operand:
     """A load of a nest. strides: elements along each loop that it depends on (None: not constant);
     steps: what a copy with that loop's dimension innermost would leave of them (0: not constant);
+    pitches: strides in a copy that keeps the order of the dimensions and adds a halo;
     edged: loops that move it in a dimension with an edge; shifted: loops that share an index with
     a reduce loop; body: it stands in a reduce."""
 
     load: Load
     strides: dict[str, int | None]
     steps: dict[str, int]
+    pitches: dict[str, int | None]
     edged: frozenset[str]
     shifted: frozenset[str]
     omits: bool
@@ -180,6 +185,9 @@ def _operand(load: Load, nest: Nest, kernel: Kernel, body: bool, written: set[st
         if names & inner:
             shifted |= names - inner
     same = [o for o in loads_of(nest) if o.buffer == load.buffer]
+    halo = halo_of_reads(nest, buffer, same)
+    wide = replace(buffer, layout=replace(buffer.layout, halo=halo))
+    pitches = {n: stride_of(wide, load.index, nest, n) for n in steps} if any(halo) else strides
     packable = (
         load.buffer not in written
         and buffer.role not in ("packed", "scratch", "constant")
@@ -190,6 +198,7 @@ def _operand(load: Load, nest: Nest, kernel: Kernel, body: bool, written: set[st
         load=load,
         strides=strides,
         steps=steps,
+        pitches=pitches,
         edged=frozenset(edged),
         shifted=frozenset(shifted),
         omits=any(e is not None and e.kind == "omit" for e in load.edges),
@@ -335,9 +344,13 @@ def _tile_cycles(
         packed = operand.load.buffer in packs
         along = tile.keys() & operand.strides.keys()
         times = math.prod(tile[name] for name in along)
-        reach = [operand.strides[name] for name in along]
-        if any(step != 1 for step in reach):  # some elements, or all, in lines of their own
-            times *= 1.02 if all(step is not None and abs(step) < 16 for step in reach) else 1.05
+        moved = packed and candidate.vector in operand.strides
+        reach = operand.strides if moved or not packed else operand.pitches
+        times *= 1 + sum(_distance(reach[name], operand.bytes) for name in along)
+        if candidate.vector not in operand.strides:
+            crowd = max((_crowd(reach[n], tile[n], operand.bytes) for n in along), default=0.0)
+            if crowd > L1_WAYS - 1:  # lines of one set push one another out of the first cache
+                streamed += LINE * times * min(1.0, crowd / L1_WAYS) / machine.l2
         stride = operand.strides.get(candidate.vector, 0)
         if candidate.vector in operand.strides:
             times *= vectors
@@ -345,7 +358,8 @@ def _tile_cycles(
                 times *= 1.0 + facts.lanes * operand.bytes / 128  # most cross a line
             step = operand.steps[candidate.vector] or None if packed else stride
             fetched += times * _gather(facts, step, machine)
-            streamed += vectors * facts.lanes * operand.bytes / _bandwidth(facts, operand, machine)
+            rate = _bandwidth(facts, operand, candidate, machine)
+            streamed += vectors * facts.lanes * operand.bytes / rate
         fetched += times
         if operand.edged & {candidate.vector, *tile} and not packed:
             work += 3 * times
@@ -356,6 +370,20 @@ def _tile_cycles(
     return max(parts) + OVERLAP * sum(parts) + 0.5  # what is hidden is not quite free
 
 
+def _distance(stride: int | None, size: int) -> float:
+    """What elements some way apart add to the cost of reading them: lines, pages of their own."""
+    reach = PAGE if stride is None else abs(stride) * size
+    return 0.0 if reach <= size else 0.02 if reach < LINE else 0.05 if reach < PAGE else 0.08
+
+
+def _crowd(stride: int | None, count: float, size: int) -> float:
+    """Lines that share a set of the first cache, of `count` elements so far apart."""
+    reach = abs(stride or 0) * size
+    if reach < LINE:
+        return 1.0
+    return count / min(count, PAGE // math.gcd(PAGE, reach))
+
+
 def _gather(facts: Facts, stride: int | None, machine: Machine) -> float:
     """What a vector costs beyond one load: small steps are loads and shuffles."""
     if stride in (0, 1, -1):
@@ -364,11 +392,14 @@ def _gather(facts: Facts, stride: int | None, machine: Machine) -> float:
     return full if stride is None else min(2.0 * abs(stride), full)
 
 
-def _bandwidth(facts: Facts, operand: Operand, machine: Machine) -> float:
-    size = operand.elements * operand.bytes
-    if size <= facts.l2:
+def _bandwidth(facts: Facts, operand: Operand, candidate: Candidate, machine: Machine) -> float:
+    """Bytes per cycle at which a tile reads its part of the vector operand, from where that stays
+    between the tiles that share it."""
+    share = candidate.width / max(facts.outputs[candidate.vector], candidate.width)
+    size = operand.elements * operand.bytes * share
+    if size <= facts.l1 / 2:
         return 2 * machine.l2
-    return machine.l2 if size <= 8 * facts.l2 else machine.l3
+    return machine.l2 if size <= 0.6 * facts.l2 else machine.l3
 
 
 def _store_cycles(

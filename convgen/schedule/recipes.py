@@ -41,6 +41,7 @@ from convgen.schedule.directives import (
 )
 from convgen.schedule.directives.base import find_nest
 from convgen.schedule.directives.mark import registers_needed
+from convgen.schedule.locality import best_order
 from convgen.schedule.schedule import Schedule
 from convgen.target import Target
 
@@ -252,6 +253,9 @@ class _Recipe:
         plain = [o.name for o in outer if not o.segments and o.name not in owners]
         starts = [o.name for o in outer if o.segments]
         cut = [*starts, *(o.name for o in outer if o.name not in plain and o.name not in starts)]
+        if nest.reduces and not any(o.inner in cut for o in outer):
+            machine = machine_of(self.target)
+            plain, cut = best_order(nest, [*plain, *cut], self.kernel, self.target, machine), []
         reduces: list[str] = []
         for number in range(len(nest.reduces)):
             reduces += self.reduce_order(number)

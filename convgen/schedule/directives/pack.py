@@ -184,7 +184,7 @@ class Pack(Directive):
 
     def _layout(self, nest: Nest, source: Buffer, reads: Sequence[Load]) -> Layout:
         """Named dimensions last (blocks where they can be), the others as the loops walk them."""
-        halo = list(_halo(nest, source, reads))
+        halo = list(halo_of_reads(nest, source, reads))
         load = reads[0]
         blocks: list[tuple[int, int]] = []
         last: list[int] = []
@@ -380,7 +380,7 @@ def _block_size(nest: Nest, index: Affine, name: str) -> int:
     return size if rest.terms and aligned else 0
 
 
-def _halo(nest: Nest, source: Buffer, reads: Sequence[Load]) -> tuple[tuple[int, int], ...]:
+def halo_of_reads(nest: Nest, source: Buffer, reads: Sequence[Load]) -> tuple[tuple[int, int], ...]:
     """How far the accesses reach out of each dimension that has an edge (other than omit)."""
     ranges = {name: (low, high) for name, low, high in nest.ranges}
     halo: list[tuple[int, int]] = []

@@ -1,0 +1,111 @@
+"""Which order of the outer loops moves the fewest bytes between the caches: closed form.
+
+What the loops inside some level touch together either fits a cache or it does not. Where it fits,
+an operand that the next loop out does not move is still there when that loop comes back; beyond
+that, everything is read again for every iteration.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+
+from convgen.ir.nodes import Kernel, Nest
+from convgen.ir.regions import loop_extent
+from convgen.schedule.access import in_loops, loads_of, trips
+from convgen.schedule.cost import LINE, Machine
+from convgen.target import Target
+
+# Share of a cache that operands may fill: its sets fill unevenly, and others use it too.
+FILL = 0.75
+# Loops of which every order is tried; further ones stay outermost.
+MOST = 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    """One operand: for each dimension its size and how far each loop moves it; element bytes."""
+
+    sizes: tuple[int, ...]
+    moves: tuple[dict[str, int], ...]
+    bytes: int
+
+    def footprint(self, inner: set[str]) -> int:
+        """Bytes touched while these loops run; a line at least along the last dimension."""
+        total = self.bytes
+        for place, (size, moves) in enumerate(zip(self.sizes, self.moves, strict=True)):
+            reach = 1 + sum(step for name, step in moves.items() if name in inner)
+            last = place == len(self.sizes) - 1
+            total *= max(min(size, reach), min(size, LINE // self.bytes) if last else 1)
+        return total
+
+
+def best_order(
+    nest: Nest, outer: Sequence[str], kernel: Kernel, target: Target, machine: Machine
+) -> list[str]:
+    """The outer loops in the order that waits least for memory; equal ones as they stand."""
+    counts = {name: trips(nest.loop(name)) for name in outer}
+    free = [name for name in outer if counts[name] > 1][-MOST:]
+    if len(free) < 2:
+        return list(outer)
+    walks = _walks(nest, kernel)
+    inner = {o.name for o in nest.loops if o.name not in free}
+    inner |= {o.base for o in nest.loops if o.segments and o.name in inner}
+    bases = {o.name: o.base for o in nest.loops if o.segments}
+
+    def cost(order: Sequence[str]) -> float:
+        return _cycles(order, inner, bases, counts, walks, target, machine)
+
+    chosen = min(permutations(free), key=lambda order: round(cost(order), -3))
+    fixed = [name for name in outer if name not in free]
+    return [*fixed, *chosen]
+
+
+def _walks(nest: Nest, kernel: Kernel) -> list[_Walk]:
+    reach = {o.name: loop_extent(nest, o) - 1 for o in nest.loops}
+    for loop in nest.loops:
+        if loop.segments:
+            starts = [s.start + s.size * (s.count - 1) for s in loop.segments if s.count]
+            reach[loop.base] = max(starts, default=0)
+    places = [(load.buffer, load.index) for load in loads_of(nest)]
+    places += [(s.buffer, s.index) for s in nest.stores]
+    found: list[_Walk] = []
+    for name, index in dict.fromkeys(places):
+        buffer = kernel.buffer(name)
+        moves: list[dict[str, int]] = []
+        for size, one in zip(buffer.shape, index, strict=True):
+            place = in_loops(nest, one)
+            hidden = place.hidden_names()
+            moves.append(
+                {
+                    n: size if n in hidden else abs(place.coefficient(n)) * reach.get(n, 0)
+                    for n in place.names()
+                }
+            )
+        found.append(_Walk(buffer.shape, tuple(moves), buffer.dtype.bytes))
+    return found
+
+
+def _cycles(
+    order: Sequence[str],
+    inner: set[str],
+    bases: dict[str, str],
+    counts: dict[str, int],
+    walks: Sequence[_Walk],
+    target: Target,
+    machine: Machine,
+) -> float:
+    """Cycles that the bytes from beyond the second and the third cache take."""
+    total = 0.0
+    for capacity, rate in ((target.l2, machine.l3), (target.l3 or 8 << 20, machine.memory)):
+        inside = set(inner)
+        touched = [w.footprint(inside) for w in walks]
+        left = list(order)
+        while left and sum(touched) <= FILL * capacity:
+            name = left.pop()
+            inside |= {name, bases.get(name, name)}
+            touched = [w.footprint(inside) for w in walks]
+        total += sum(touched) * math.prod(counts[n] for n in left) / rate
+    return total
