@@ -18,7 +18,7 @@ from convgen.layers import (
     video,
 )
 from convgen.layers.base import Layer, ParameterSpec
-from convgen.layers.loss import CrossEntropyLoss, Loss, MSELoss
+from convgen.layers.loss import LOSSES, Loss
 
 _FAMILIES: tuple[ModuleType, ...] = (
     convolution,
@@ -54,13 +54,14 @@ LAYERS: dict[str, type[Layer]] = {
     layer.__name__: layer for family in _FAMILIES for layer in _layers(family)
 }
 globals().update(LAYERS)
+globals().update(LOSSES)
 
 __all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
     *LAYERS,
+    *LOSSES,
     "LAYERS",
-    "CrossEntropyLoss",
+    "LOSSES",
     "Layer",
     "Loss",
-    "MSELoss",
     "ParameterSpec",
 ]

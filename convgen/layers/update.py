@@ -119,10 +119,30 @@ class Adam(Optimizer):
         gradient, vectors, scalars = self._tensors(count, dtype)
         (i,) = dsl.axes("i")
         first, second = (_number(b) for b in self.betas)
-        g = gradient + _number(self.weight_decay) * vectors["P"]
+        p, g = self.decayed(vectors["P"], gradient, scalars["lr"])
         mean = dsl.define("M_new", [i], first * vectors["M"] + (1 - first) * g)
         square = dsl.define("V_new", [i], second * vectors["V"] + (1 - second) * g**2)
         root = sympy.sqrt(square[i] / scalars["c2"]) + _number(self.eps)
         step = scalars["lr"] * (mean[i] / scalars["c1"]) / root
-        moved = dsl.define("P_new", [i], vectors["P"] - step)
-        return _step("adam", {"M": mean, "V": square, "P": moved})
+        return _step("adam", {"M": mean, "V": square, "P": dsl.define("P_new", [i], p - step)})
+
+    def decayed(self, p: Any, g: Any, lr: Any) -> tuple[Any, Any]:
+        """(parameter, gradient) after weight decay, which Adam adds to the gradient."""
+        return p, g + _number(self.weight_decay) * p
+
+
+class AdamW(Adam):
+    """torch.optim.AdamW (Loshchilov and Hutter, 2019): Adam whose weight decay shrinks the
+    parameters themselves, P = P * (1 - lr*weight_decay), and leaves the gradient alone."""
+
+    def __init__(
+        self,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ) -> None:
+        super().__init__(lr, betas, eps, weight_decay)
+
+    def decayed(self, p: Any, g: Any, lr: Any) -> tuple[Any, Any]:
+        return p * (1 - lr * _number(self.weight_decay)), g

@@ -1,16 +1,16 @@
 """The names of `cg.nn`: every layer and loss, modules, and functions on values."""
 
-from convgen.layers import LAYERS, CrossEntropyLoss, Layer, Loss, MSELoss
+from convgen.layers import LAYERS, LOSSES, Layer, Loss
 from convgen.runtime.module import Module, Sequential, Value, add, concat
 
 globals().update(LAYERS)
+globals().update(LOSSES)
 
 __all__ = [
     *LAYERS,
-    "CrossEntropyLoss",
+    *LOSSES,
     "Layer",
     "Loss",
-    "MSELoss",
     "Module",
     "Sequential",
     "Value",
