@@ -78,6 +78,10 @@ class Layer:
         """Names of the formula's data inputs, in order."""
         return ("X",) if len(shapes) == 1 else tuple(f"X{i}" for i in range(len(shapes)))
 
+    def input_dtypes(self, *shapes: Shape) -> tuple[DType | None, ...]:
+        """Dtypes of the data inputs, in order; None is the network's dtype."""
+        return (None,) * len(shapes)
+
     def output_shape(self, *shapes: Shape) -> Shape:
         """Shape of the output for inputs of the given shapes (batch included)."""
         return tuple(int(e) for e in self.program(*shapes).output.shape)

@@ -110,6 +110,8 @@ class _MaxPool(_Pool):
     ) -> None:
         self._set(kernel_size, stride, padding, dilation, ceil_mode)
         self.return_indices = return_indices
+        if return_indices:
+            self.output_dtypes = (None, i64)
         self.output_dtypes = (None, i64) if return_indices else (None,)
 
     def program(self, *shapes: Shape, training: bool = False, dtype: DType = f32) -> Program:
@@ -284,6 +286,8 @@ class _AdaptiveMaxPool(_Adaptive):
     def __init__(self, output_size: int | Sequence[int], return_indices: bool = False) -> None:
         self._set(output_size)
         self.return_indices = return_indices
+        if return_indices:
+            self.output_dtypes = (None, i64)
 
     def program(self, *shapes: Shape, training: bool = False, dtype: DType = f32) -> Program:
         (shape,) = shapes

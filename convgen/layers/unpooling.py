@@ -45,6 +45,9 @@ class _MaxUnpool(Layer):
     def inputs(self, *shapes: Shape) -> tuple[str, ...]:
         return ("X", "I")
 
+    def input_dtypes(self, *shapes: Shape) -> tuple[DType | None, ...]:
+        return (None, i64)
+
     def output_shape(self, *shapes: Shape) -> Shape:
         shape = shapes[0]
         expect_rank(self, shape, self.rank + 2, f"(N, C, {self.rank} spatial extents)")

@@ -178,6 +178,14 @@ class Graph:
                 where=f"layer {path}" if error.where is None else f"layer {path}, {error.where}",
                 hint=error.hint,
             ) from None
+        for value, dtype in zip(values, layer.input_dtypes(*shapes), strict=True):
+            if value.dtype != dtype:
+                raise FormulaError(
+                    f"{layer!r} reads a value of another dtype",
+                    expected=str(dtype or "the network's floats"),
+                    got=str(value.dtype or "the network's floats"),
+                    where=f"layer {path}",
+                )
         known = {p for _, p, _ in self.specs}
         if path not in known:
             for spec in layer.parameters(*shapes):
