@@ -22,6 +22,7 @@ from convgen.backends.llvm.builder import (
 )
 from convgen.backends.llvm.ops import convert, emit_op
 from convgen.backends.llvm.scope import Scope, forget
+from convgen.backends.llvm.transpose import Waiting, may_wait, store_run
 from convgen.errors import InternalError
 from convgen.ir.layout import scratch_offsets
 from convgen.ir.nodes import (
@@ -216,8 +217,7 @@ class _Phase:
     def _stmt(self, stmt: Stmt) -> None:
         match stmt:
             case Block(body):
-                for one in body:
-                    self._stmt(one)
+                self._block(body)
             case Set(register, value):
                 self.scope.registers[register] = self._evaluate(value)
             case Store():
@@ -239,6 +239,26 @@ class _Phase:
                 self._if(stmt)
             case _:
                 assert_never(stmt)
+
+    def _block(self, body: tuple[Stmt, ...]) -> None:
+        """Statements in order; vectors stored with a step wait for their neighbours as long as
+        nothing can see that."""
+        waiting = Waiting()
+        for one in body:
+            if isinstance(one, Store) and may_wait(one, self._buffer(one.buffer).dtype):
+                if waiting.meets(one.value) or not waiting.fits(one):
+                    self._store_waiting(waiting)
+                waiting.add(one, self._to_store(one))
+                continue
+            if waiting.columns and (not isinstance(one, Set) or waiting.meets(one.value)):
+                self._store_waiting(waiting)
+            self._stmt(one)
+        self._store_waiting(waiting)
+
+    def _store_waiting(self, waiting: Waiting) -> None:
+        for name, offset, run in waiting.take():
+            place = self._place(self._buffer(name), Index(offset))
+            store_run(self.b, place, run, self.target)
 
     def _set_in(self, stmt: Stmt) -> frozenset[str]:
         """Registers set anywhere inside a statement."""
@@ -356,11 +376,13 @@ class _Phase:
             )
         return last
 
+    def _to_store(self, stmt: Store) -> Value:
+        value, buffer = self._evaluate(stmt.value), self._buffer(stmt.buffer)
+        return value if value.dtype == buffer.dtype else convert(self.b, value, buffer.dtype)
+
     def _store(self, stmt: Store) -> None:
         buffer = self._buffer(stmt.buffer)
-        value = self._evaluate(stmt.value)
-        if value.dtype != buffer.dtype:
-            value = convert(self.b, value, buffer.dtype)
+        value = self._to_store(stmt)
         mask = self._expr(stmt.mask) if stmt.mask is not None else None
         place = self._place(buffer, stmt.offset)
         if mask is not None:

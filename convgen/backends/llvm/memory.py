@@ -196,12 +196,13 @@ def _merge(b: Builder, whole: Value, piece: Value, start: int) -> Value:
     if piece.lanes == 1:
         return b.insert(whole, piece, start)
     lanes, stop = whole.lanes, start + piece.lanes
-    wide = _shuffle(b, piece, [i - start if start <= i < stop else stop for i in range(lanes)])
+    wide = shuffle(b, piece, [i - start if start <= i < stop else stop for i in range(lanes)])
     order = [lanes + i if start <= i < stop else i for i in range(lanes)]
-    return _shuffle(b, whole, order, wide)
+    return shuffle(b, whole, order, wide)
 
 
-def _shuffle(b: Builder, first: Value, order: list[int], second: Value | None = None) -> Value:
+def shuffle(b: Builder, first: Value, order: list[int], second: Value | None = None) -> Value:
+    """The lanes `order` of both vectors, those of `second` counted on; beyond both: any value."""
     other = second.typed if second else f"{first.type} poison"
     top = 2 * first.lanes if second else first.lanes
     places = ", ".join("i32 poison" if i >= top else f"i32 {i}" for i in order)
@@ -210,7 +211,7 @@ def _shuffle(b: Builder, first: Value, order: list[int], second: Value | None = 
 
 
 def _reversed(b: Builder, value: Value) -> Value:
-    return _shuffle(b, value, list(range(value.lanes - 1, -1, -1)))
+    return shuffle(b, value, list(range(value.lanes - 1, -1, -1)))
 
 
 def _every_second(b: Builder, place: Place, lanes: int) -> Value:
@@ -218,7 +219,7 @@ def _every_second(b: Builder, place: Place, lanes: int) -> Value:
     low = _contiguous(b, place, lanes)
     high = _contiguous(b, place.shifted(b, lanes - 1), lanes)
     order = [2 * i if 2 * i < lanes else lanes + 2 * i - (lanes - 1) for i in range(lanes)]
-    return _shuffle(b, low, order, high)
+    return shuffle(b, low, order, high)
 
 
 def _put(b: Builder, place: Place, value: Value) -> None:
@@ -241,7 +242,7 @@ def _put_partial(b: Builder, place: Place, value: Value, valid: int, target: Tar
         piece = (
             b.extract(value, start)
             if count == 1
-            else _shuffle(b, value, list(range(start, start + count)))
+            else shuffle(b, value, list(range(start, start + count)))
         )
         _put(b, place.shifted(b, start), piece)
         start += count
