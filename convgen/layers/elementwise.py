@@ -19,7 +19,7 @@ from convgen.symbolic.program import Program
 from convgen.types import DType, f32
 
 
-def number(value: float) -> sympy.Rational:
+def number(value: float) -> Any:
     """The rational that a decimal literal means: 0.01 is 1/100.
 
     >>> number(0.01), number(3)
@@ -156,7 +156,7 @@ class Tanhshrink(_Pointwise):
         return x - sympy.tanh(x)
 
 
-def clamp(x: Any, low: sympy.Rational, high: sympy.Rational) -> Any:
+def clamp(x: Any, low: Any, high: Any) -> Any:
     """x cut to low..high; the derivative is 1 strictly inside, 0 elsewhere. NaN stays NaN."""
     return select(less_equal(x, low), low, select(less_equal(high, x), high, x))
 

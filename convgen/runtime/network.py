@@ -200,12 +200,14 @@ class Network:
         return data
 
     def evaluate(self, x: Any, y: Any) -> float:
-        """Share of samples whose largest output is at the label's place."""
+        """Share of labels at whose place the largest output is: one label for each sample, or for
+        each position of a map of scores."""
         labels = np.asarray(y)
         scores = self.predict(x)
-        if labels.shape != scores.shape[:1]:
-            raise DataError("labels", expected=str(scores.shape[:1]), got=str(labels.shape))
-        return float(np.mean(scores.argmax(axis=1) == labels)) if len(labels) else 0.0
+        wanted = (*scores.shape[:1], *scores.shape[2:])
+        if labels.shape != wanted:
+            raise DataError("labels", expected=str(wanted), got=str(labels.shape))
+        return float(np.mean(scores.argmax(axis=1) == labels)) if labels.size else 0.0
 
     def gradients(
         self, x: Any, y: Any, loss: Loss, seed: int = 0
@@ -244,9 +246,9 @@ class Network:
             if data.dtype.kind not in "iu":
                 raise DataError("labels are not integers", got=str(data.dtype))
             if count and (data.min() < 0 or data.max() >= shape[1]):
-                bad = int(np.flatnonzero((data < 0) | (data >= shape[1]))[0])
+                bad = tuple(np.argwhere((data < 0) | (data >= shape[1]))[0])
                 raise DataError(
-                    f"label {data[bad]} of sample {bad} is out of range",
+                    f"label {data[bad]} of sample {bad[0]} is out of range",
                     expected=f"0..{shape[1] - 1}",
                 )
         return data
@@ -335,7 +337,8 @@ class Network:
         plan.run(self._threads())
         self.step += 1
         scores = plan.view(output)
-        correct = int((scores.argmax(axis=1) == labels).sum()) if loss.labels else None
+        right = scores.argmax(axis=1) == labels if loss.labels else None
+        correct = None if right is None else float(right.mean()) * len(labels)
         meter.add(float(plan.view("loss")), correct, len(labels))
 
     # -- files -----------------------------------------------------------------------------------

@@ -39,12 +39,13 @@ class Meter:
     def __init__(self) -> None:
         self._watch = Stopwatch()
         self._loss = 0.0
-        self._correct = 0
+        self._correct = 0.0
         self._labelled = 0
         self._count = 0
 
-    def add(self, loss: float, correct: int | None, count: int) -> None:
-        """Record a batch: its mean loss and how many of `count` samples were right."""
+    def add(self, loss: float, correct: float | None, count: int) -> None:
+        """Record a batch: its mean loss and how many of `count` samples were right (a sample with
+        many labels counts by its share of right ones)."""
         self._loss += loss * count
         self._count += count
         if correct is not None:
