@@ -27,7 +27,7 @@ from convgen.target import target
 
 _ALIGN = 64
 _MOST = 1024
-_SYMBOLS = frozenset(
+POOL_SYMBOLS = frozenset(
     "pthread_create pthread_join pthread_mutex_init pthread_mutex_lock pthread_mutex_unlock "
     "pthread_cond_init pthread_cond_wait pthread_cond_broadcast sched_yield memcpy memset".split()
 )
@@ -128,7 +128,7 @@ def pool_text(isa: str) -> str:
 def build_pool(backend: Backend, target_name: str = "native") -> bytes:
     """The pool's object code for a target."""
     made = target(target_name)
-    return backend.compile_text(pool_text(made.isa), made, _SYMBOLS)[1]
+    return backend.compile_text(pool_text(made.isa), made, POOL_SYMBOLS)[1]
 
 
 def _pool_object(backend: Backend) -> bytes:
@@ -284,6 +284,10 @@ class Table:
         self.scratch_bytes = max((r.scratch_bytes for r, _ in picked), default=0)
         self._parallel = any(r.extent > max(r.grain, 1) for r, _ in picked)
         self._lock = threading.Lock()
+
+    def arguments(self, call: int) -> ctypes.Array[ctypes.c_void_p]:
+        """The addresses of a call's arguments, as memory that may be written between runs."""
+        return self._args[call]
 
     def bind(self, call: int, addresses: Sequence[int]) -> None:
         """Give a call other argument addresses; not while the table runs."""
