@@ -89,8 +89,9 @@ def _local_contrast(layer, p, training, x):
 def _tiled(layer, p, training, x):
     weight = p["weight"]
     tall, wide = weight.shape[:2]
+    bias, pads = p["bias"], layer.padding
     outs = {
-        (i, j): F.conv2d(x, weight[i, j], p.get("bias"), layer.stride, layer.padding)
+        (i, j): F.conv2d(x, weight[i, j], bias[:, i, j], layer.stride, pads)
         for i in range(tall)
         for j in range(wide)
     }

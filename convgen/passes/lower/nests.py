@@ -102,8 +102,10 @@ def _all_axes(piece: Definition) -> tuple[str, ...]:
 
 
 def _unique_axes(piece: Definition) -> Definition:
-    """The same with every axis named once: loops of one nest share a name space."""
+    """The same with every axis named once: loops of one nest share a name space, in which the
+    names of an axis's children (x_out, x_in, x_base) are kept free for splits."""
     taken = set(_RESERVED)
+    taken |= {axis + child for axis in _all_axes(piece) for child in ("_out", "_in", "_base")}
     renamed: list[dict[str, str]] = []
     for domain in (piece.domain, *(r.domain for r in piece.reduces)):
         names: dict[str, str] = {}
