@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from sympy import Expr, Integer
 
@@ -18,6 +18,16 @@ from convgen.symbolic.reductions import Reduction
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What a derived program was derived from: `kind` of derivation of `program` to `wrt`."""
+
+    kind: Literal["grad", "adjoint", "forward", "backward"]
+    program: Program
+    wrt: tuple[str, ...]
+    flip: bool = False
+
+
+@dataclass(frozen=True)
 class Program:
     """A layer: stages in order, from inputs to outputs.
 
@@ -25,6 +35,7 @@ class Program:
     outputs   tensors written by stages, in the order returned
     saved     names of further tensors that backward needs (set by split)
     updates   (state name, tensor name): the state takes that tensor's value after the run
+    origin    what it was derived from, if it was; no part of its value
     reductions declared by the user are found in the stages.
     """
 
@@ -34,6 +45,7 @@ class Program:
     stages: tuple[Stage, ...]
     saved: tuple[str, ...] = ()
     updates: tuple[tuple[str, str], ...] = ()
+    origin: Origin | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Whoever made them: definitions are kept in the order of the text form."""
@@ -148,11 +160,16 @@ class Program:
                 known = {n: v for n, v in sizes.items() if n in behind.sizes()}
                 behind = behind.bind(**known)
             stages.append(Stage(moved.tensors, tuple(bound), behind))
+        origin = self.origin
+        if origin is not None:
+            known = {n: v for n, v in sizes.items() if n in origin.program.sizes()}
+            origin = replace(origin, program=origin.program.bind(**known))
         return replace(
             self,
             inputs=tuple(tensor(t) for t in self.inputs),
             outputs=tuple(tensors[t.name] for t in self.outputs),
             stages=tuple(stages),
+            origin=origin,
         )
 
     def check(self) -> Proof:

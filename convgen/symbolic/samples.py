@@ -97,6 +97,7 @@ def rebatched(program: Program, inputs: Sequence[str], count: int) -> Program | 
         inputs=tuple(tensors[t.name] for t in program.inputs),
         outputs=tuple(tensors[t.name] for t in program.outputs),
         stages=tuple(stages),
+        origin=None,
     )
 
 

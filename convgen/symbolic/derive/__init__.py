@@ -21,7 +21,7 @@ from convgen.symbolic.derive.scalar import exchange
 from convgen.symbolic.derive.steps import Step, describe
 from convgen.symbolic.expr import Access, Definition, Stage, Tensor
 from convgen.symbolic.functions import stop_gradient
-from convgen.symbolic.program import Program
+from convgen.symbolic.program import Origin, Program
 
 __all__ = ["Step", "adjoint", "custom_gradient", "grad", "split", "steps", "stop_gradient"]
 
@@ -39,11 +39,13 @@ def grad(
     Raises DerivationError for names that are no inputs, for integer tensors, and for reductions
     without an adjoint.
     """
-    found = adjoints(program, _wanted(program, wrt), flip=flip)
+    wanted = _wanted(program, wrt)
+    found = adjoints(program, wanted, flip=flip)
     forward = [stage for outlined in found.ahead for stage in outlined.stages]
     stages = prune([*forward, *found.behind], {t.name for t in found.results})
     inputs = (*program.inputs, *found.cotangents)
-    return _program(program.name + "_grad", inputs, found.results, stages)
+    made = _program(program.name + "_grad", inputs, found.results, stages)
+    return replace(made, origin=Origin("grad", program, tuple(wanted), flip))
 
 
 def adjoint(program: Program, wrt: str, *, flip: bool = False) -> Program:
@@ -53,7 +55,8 @@ def adjoint(program: Program, wrt: str, *, flip: bool = False) -> Program:
     read = {a.tensor.name for s in whole.stages for p in s.pieces for a in p.reads()}
     cotangents = {t.name for t in whole.inputs} - {t.name for t in program.inputs}
     inputs = tuple(t for t in whole.inputs if t.name in read | cotangents)
-    return replace(whole, name=program.name + "_adjoint", inputs=inputs)
+    origin = Origin("adjoint", program, (wrt,), flip)
+    return replace(whole, name=program.name + "_adjoint", inputs=inputs, origin=origin)
 
 
 def split(
@@ -65,7 +68,8 @@ def split(
     inputs that it reads, in their order, then the forward outputs and saved tensors that it reads,
     in the order of the stages, then the cotangents; its outputs are the gradients in `wrt` order.
     """
-    found = adjoints(program, _wanted(program, wrt), reuse=True, flip=flip)
+    wanted = tuple(_wanted(program, wrt))
+    found = adjoints(program, wanted, reuse=True, flip=flip)
     outputs = {t.name for t in found.results}
     behind = prune(found.behind, outputs)
     read = _reads(behind)
@@ -80,13 +84,14 @@ def split(
     returned = {t.name for t in program.outputs}
     ahead = _program(program.name, program.inputs, program.outputs, forward)
     kept = tuple(dict.fromkeys((*program.saved, *(n for n in stored if n not in returned))))
-    ahead = replace(ahead, saved=kept, updates=program.updates)
+    origin = Origin("forward", program, wanted, flip)
+    ahead = replace(ahead, saved=kept, updates=program.updates, origin=origin)
     inputs = [t for t in program.inputs if t.name in read]
     inputs += [written_by[n].with_role("input") for n in stored]
     backward = _program(
         program.name + "_backward", (*inputs, *found.cotangents), found.results, behind
     )
-    return ahead, backward
+    return ahead, replace(backward, origin=replace(origin, kind="backward"))
 
 
 def steps(program: Program, wrt: str | Sequence[str] | None = None) -> list[Step]:
