@@ -14,6 +14,36 @@ from convgen.symbolic.expr import Size, Tensor
 Array = NDArray[Any]
 
 
+def view_of(value: Any, name: str, where: str) -> Array:
+    """The value as an ndarray on the same memory, where it can be one: an ndarray, an object with
+    DLPack, `__array_interface__`, the buffer protocol or `__array__` (torch, JAX, PyArrow), else a
+    new array of its elements.
+
+    DataError for what is on another device, has no strides, or needs a decision of its owner
+    (a tensor that requires a gradient).
+    """
+    if isinstance(value, np.ndarray):
+        return cast(Array, value)
+    if not hasattr(value, "__array_interface__") and hasattr(value, "__dlpack__"):
+        try:
+            return cast(Array, np.from_dlpack(value))
+        except Exception as error:
+            raise _not_an_array(value, name, where, error) from error
+    try:
+        return np.asarray(value)
+    except Exception as error:
+        raise _not_an_array(value, name, where, error) from error
+
+
+def _not_an_array(value: Any, name: str, where: str, error: Exception) -> DataError:
+    return DataError(
+        f"{name} cannot be read as an array",
+        expected="a dense array of numbers in the memory of the CPU",
+        got=f"{type(value).__name__}: {error}",
+        where=where,
+    )
+
+
 def as_array(value: Any, tensor: Tensor, where: str) -> Array:
     """The value as an array of the tensor's dtype and rank; numbers stand for rank 0.
 
@@ -21,16 +51,8 @@ def as_array(value: Any, tensor: Tensor, where: str) -> Array:
     """
     wanted = np.dtype(tensor.dtype.numpy_name)
     if isinstance(value, (int, float)) and not tensor.shape:
-        return np.asarray(value, wanted)
-    try:
-        array = np.asarray(value)
-    except (ValueError, TypeError) as problem:
-        raise DataError(
-            f"{tensor.name} is no array",
-            expected=f"an array of {wanted}",
-            got=str(problem),
-            where=where,
-        ) from problem
+        return _number(value, wanted, tensor.name, where)
+    array = view_of(value, tensor.name, where)
     if array.dtype != wanted:
         raise DataError(
             f"{tensor.name} has the wrong dtype",
@@ -48,6 +70,15 @@ def as_array(value: Any, tensor: Tensor, where: str) -> Array:
             hint=f"{tensor.name}.reshape(...)",
         )
     return array
+
+
+def _number(value: float, wanted: np.dtype[Any], name: str, where: str) -> Array:
+    try:
+        return np.asarray(value, wanted)
+    except (OverflowError, ValueError) as error:
+        raise DataError(
+            f"{name} does not fit", expected=str(wanted), got=repr(value), where=where
+        ) from error
 
 
 def _dtype_text(array: Array) -> str:
@@ -110,14 +141,20 @@ def plain(array: Array) -> tuple[Array, str]:
 
 def check_written(value: Any, name: str, shape: tuple[int, ...], dtype: str, where: str) -> Array:
     """An array that the kernel writes: DataError unless it is a writable, contiguous, aligned
-    ndarray of that shape and dtype."""
+    array of that shape and dtype, or an object that shares the memory of one."""
 
     def refuse(problem: str, expected: str, got: str, hint: str) -> DataError:
         return DataError(f"{name} {problem}", expected=expected, got=got, where=where, hint=hint)
 
-    if not isinstance(value, np.ndarray):
-        raise refuse("is written by the kernel", "a numpy array", type(value).__name__, "np.empty")
-    array = cast(Array, value)
+    shares = ("__dlpack__", "__array_interface__")
+    if not isinstance(value, np.ndarray) and not any(hasattr(value, s) for s in shares):
+        raise refuse(
+            "is written by the kernel",
+            "a numpy array, or an object with DLPack or __array_interface__",
+            type(value).__name__,
+            "np.empty",
+        )
+    array = view_of(value, name, where)
     if array.dtype != np.dtype(dtype):
         raise refuse(
             "has the wrong dtype", dtype, _dtype_text(array), f"np.empty({shape}, np.{dtype})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from convgen.errors import DataError, InternalError, ShapeError
+from convgen.errors import DataError, ShapeError
 from convgen.runtime.arrays import (
     Array,
     as_array,
@@ -20,8 +21,9 @@ from convgen.runtime.arrays import (
     shape_text,
 )
 from convgen.runtime.build import Built, build_program
+from convgen.runtime.call import Caller, addresses_of
 from convgen.runtime.report import PhaseRow, Report
-from convgen.runtime.threads import Table, thread_count
+from convgen.runtime.threads import thread_count
 from convgen.schedule.schedule import Schedule
 from convgen.symbolic.expr import Tensor
 from convgen.symbolic.program import Program
@@ -29,8 +31,6 @@ from convgen.target import Target
 from convgen.target import target as target_of
 
 __all__ = ["Built", "CompiledKernel", "Prepared", "build_program", "compile"]
-
-_ALIGN = 64
 
 
 def compile(
@@ -78,50 +78,39 @@ class Prepared:
     built: Built | None
     workspace: Array | None
 
+    @property
+    def address(self) -> int:
+        return 0 if self.workspace is None else self.workspace.ctypes.data
+
+    def serves(self, built: Built) -> bool:
+        """True when it holds what that kernel's prepare phases make."""
+        return self.built is built and self.workspace is not None
+
     def __repr__(self) -> str:
         return f"Prepared({', '.join(self.arrays)})"
 
 
-class _Context:
-    """One call's memory: workspace, argument tables of both kinds of call. Used by one call at a
-    time, then by another."""
-
-    def __init__(self, built: Built) -> None:
-        self.workspace = _zeros(built.workspace_bytes)
-        blank = [0] * len(built.arguments)
-        self.whole = Table([(built, blank)])
-        self.after = Table([(built, blank)], when="run")
-
-
-def _zeros(size: int) -> Array:
-    """Zero bytes that start at a multiple of 64."""
-    raw = np.zeros(size + _ALIGN, np.uint8)
-    start = -raw.ctypes.data % _ALIGN
-    return raw[start : start + size]
-
-
-@dataclass(frozen=True, slots=True)
-class _Slot:
-    """Where an argument's address comes from: array number `array`, or (-1) `offset` bytes into the
-    workspace, the handle's own one if it was prepared `ahead`."""
-
-    array: int
-    offset: int = 0
-    ahead: bool = False
+# What numpy says in one number: C-contiguous and aligned; and writeable.
+_READ = 0x101
+_WRITE = 0x501
+_ndarray = np.ndarray
+_SLOW = object()  # a call that needs a closer look
 
 
 @dataclass
 class _Special:
-    """The kernel for one binding of the sizes, with contexts that are free.
+    """The kernel for one binding of the sizes.
 
-    wanted   dtype and shape of each input; results: name, dtype and shape of each result
+    results  name, dtype and shape of each result
+    wanted   dtype and flags of each input and result, as a call that needs no copy has them
+    apart    (i, bytes of i, j, bytes of j): arrays whose memory must not meet
     """
 
     built: Built
-    wanted: tuple[tuple[np.dtype[Any], tuple[int, ...]], ...]
     results: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
-    slots: tuple[_Slot, ...]
-    free: list[_Context]
+    wanted: tuple[tuple[np.dtype[Any], int], ...]
+    apart: tuple[tuple[int, int, int, int], ...]
+    caller: Caller
 
     @staticmethod
     def of(program: Program, built: Built) -> _Special:
@@ -131,12 +120,20 @@ class _Special:
             for name, t in program.tensors().items()
         }
         inputs = [t.name for t in program.inputs]
+        written = {state for state, _ in program.updates} | set(names)
+        arrays = [*inputs, *names]
+        sizes = [facts[n][0].itemsize * math.prod(facts[n][1]) for n in arrays]
         return _Special(
             built,
-            tuple(facts[n] for n in inputs),
             tuple((n, *facts[n]) for n in names),
-            _slots(built, [*inputs, *names]),
-            [],
+            tuple((facts[n][0], _WRITE if n in written else _READ) for n in arrays),
+            tuple(
+                (i, sizes[i], j, sizes[j])
+                for i, name in enumerate(arrays)
+                for j, other in enumerate(arrays)
+                if name in written and (j < i or (j > i and other not in written))
+            ),
+            Caller(built, arrays),
         )
 
 
@@ -167,6 +164,7 @@ class CompiledKernel:
         self._copies: dict[tuple[str, str], int] = {}
         self._calls = self._packed = self._ahead = 0
         self._last: _Special | None = None
+        self._by_shapes: dict[tuple[tuple[int, ...], ...], _Special] = {}
         if not program.sizes():
             self._special({})
 
@@ -175,9 +173,9 @@ class CompiledKernel:
     def __call__(self, *inputs: Any, out: Any = None, **named: Any) -> Any:
         """Run on arrays. Inputs of another dtype, rank or shape are refused (DataError); strided
         or misaligned ones are copied, which the report counts."""
-        if out is None and not named:
-            found = self._quick(inputs)
-            if found is not None:
+        if not named:
+            found = self._quick(inputs, out)
+            if found is not _SLOW:
                 return found
         given, prepared = self._arrange(inputs, named)
         arrays = {n: as_array(a, self._input(n), self._where) for n, a in given.items()}
@@ -190,24 +188,69 @@ class CompiledKernel:
         written = [*results.items(), *((n, arrays[n]) for n in arrays if n in self._updated)]
         read = [(n, a) for n, a in arrays.items() if n not in self._updated]
         check_apart(written, read, self._where)
-        self._run(special, [*arrays.values(), *results.values()], prepared)
-        made = tuple(results.values())
-        return made[0] if len(made) == 1 else made or None
+        self._by_shapes[tuple([t.shape for t in arrays.values()])] = special
+        ahead = next((p for p in prepared if p.serves(special.built)), None)
+        self._run(special, addresses_of([*arrays.values(), *results.values()]), ahead)
+        if out is None:
+            made = tuple(results.values())
+            return made[0] if len(made) == 1 else made or None
+        return _as_given(out)
 
-    def _quick(self, inputs: Sequence[Any]) -> Any:
-        """The call when all is as it should be: every input an array that needs no copy, sizes and
-        states none. None when a closer look is needed. Saves most of a small call's time."""
+    def _quick(self, inputs: Sequence[Any], out: Any) -> Any:
+        """The call when all is as it should be: every array an ndarray that needs no copy, of
+        shapes that were called before; else _SLOW. Saves most of a small call's time."""
+        ahead: Prepared | None = None
+        try:
+            special = self._by_shapes.get(tuple([a.shape for a in inputs]))
+        except (AttributeError, TypeError):
+            inputs, ahead = self._exchange(inputs)
+            special = self._last if ahead is not None else None
+        if special is None:
+            return _SLOW
+        made: Sequence[Any]
+        if out is None:
+            made = [np.empty(shape, dtype) for _, dtype, shape in special.results]
+        else:
+            made = out if isinstance(out, (tuple, list)) else (out,)
+            if len(made) != len(special.results):
+                return _SLOW
+            for array, (_, _, shape) in zip(made, special.results, strict=True):
+                if array.__class__ is not _ndarray or array.shape != shape:
+                    return _SLOW
+        # The shapes of the inputs are those of the key.
+        arrays = [*inputs, *made]
+        for array, (dtype, flags) in zip(arrays, special.wanted, strict=True):
+            if (
+                array.__class__ is not _ndarray
+                or array.dtype is not dtype
+                or array.flags.num & flags != flags
+            ):
+                return _SLOW
+        found = addresses_of(arrays)
+        if out is not None or self._updated:
+            for i, size, j, other in special.apart:
+                if found[i] < found[j] + other and found[j] < found[i] + size:
+                    return _SLOW
+        self._run(special, found, ahead)
+        if out is None:
+            return made[0] if len(made) == 1 else tuple(made) or None
+        return _as_given(out)
+
+    def _exchange(self, inputs: Sequence[Any]) -> tuple[Sequence[Any], Prepared | None]:
+        """(inputs with the arrays of the one prepared handle among them in its places, the handle);
+        no handle where the call needs a closer look."""
+        handles = [i for i in inputs if isinstance(i, Prepared)]
         special = self._last
-        if special is None or self._updated or len(inputs) != len(special.wanted):
-            return None
-        for value, (dtype, shape) in zip(inputs, special.wanted, strict=True):
-            if type(value) is not np.ndarray or value.dtype != dtype or value.shape != shape:
-                return None
-            if not (value.flags.c_contiguous and value.flags.aligned):
-                return None
-        made = [np.empty(shape, dtype) for _, dtype, shape in special.results]
-        self._run(special, [*inputs, *made], ())
-        return made[0] if len(made) == 1 else tuple(made)
+        if not handles or special is None or len(inputs) != len(self.program.inputs):
+            return inputs, None
+        handle = handles[0]
+        if not handle.serves(special.built) or any(h is not handle for h in handles):
+            return inputs, None
+        order = self.program.inputs
+        return [
+            handle.arrays.get(t.name) if i is handle else i
+            for t, i in zip(order, inputs, strict=True)
+        ], handle
 
     def prepare(self, **inputs: Any) -> Prepared:
         """Pack inputs that change rarely: ``packed = kernel.prepare(W=w); kernel(x, packed, b)``.
@@ -242,13 +285,12 @@ class CompiledKernel:
                 got=f"prepare({', '.join(f'{n}=...' for n in inputs)})",
                 where=self._where,
             )
-        workspace = _zeros(built.workspace_bytes)
         # What a prepare phase does not touch is not there yet: any address will do.
-        given = [arrays.get(t.name, workspace) for t in self.program.inputs]
-        given += [workspace] * len(special.results)
-        addresses = _addresses(special.slots, given, workspace, None)
-        Table([(built, addresses)], when="prepare").run(self.threads)
-        return Prepared(self, arrays, built, workspace)
+        anywhere = addresses_of(list(arrays.values()))[0]
+        given = [arrays.get(t.name) for t in self.program.inputs]
+        addresses = [anywhere if a is None else a.ctypes.data for a in given]
+        addresses += [anywhere] * len(special.results)
+        return Prepared(self, arrays, built, special.caller.prepare(addresses, self.threads))
 
     # ------------------------------------------------------------------------------- looking
 
@@ -420,51 +462,20 @@ class CompiledKernel:
             for (name, dtype, shape), a in zip(wanted, arrays, strict=True)
         }
 
-    def _run(
-        self, special: _Special, arrays: Sequence[Array], prepared: Sequence[Prepared]
-    ) -> None:
-        """Run on checked arrays: the inputs in order, then the results."""
-        built = special.built
-        ahead = next((p for p in prepared if p.built is built and p.workspace is not None), None)
+    def _run(self, special: _Special, addresses: Sequence[int], ahead: Prepared | None) -> None:
+        """Run on the addresses of checked arrays: the inputs in order, then the results."""
         with self._lock:
-            context = special.free.pop() if special.free else None
             self._calls += 1
-            if built.packed:
-                self._ahead += ahead is not None
-                self._packed += ahead is None
-        context = context or _Context(built)
-        table = context.whole if ahead is None else context.after
-        table.bind(0, _addresses(special.slots, arrays, context.workspace, ahead))
-        table.run(self.threads)
-        with self._lock:
-            special.free.append(context)
+            if ahead is not None:
+                self._ahead += 1
+            elif special.built.packed:
+                self._packed += 1
+        special.caller.run(addresses, self.threads, 0 if ahead is None else ahead.address)
 
 
-def _slots(built: Built, names: Sequence[str]) -> tuple[_Slot, ...]:
-    """Where each argument's address comes from, when arrays come in the order of `names`."""
-    slots: list[_Slot] = []
-    for argument in built.arguments:
-        if argument.name in names:
-            slots.append(_Slot(names.index(argument.name)))
-        elif argument.name in built.offsets:
-            ahead = argument.name in built.packed
-            slots.append(_Slot(-1, built.offsets[argument.name], ahead))
-        else:
-            raise InternalError(f"nothing to bind {argument.name} to", stage="kernel")
-    return tuple(slots)
-
-
-def _addresses(
-    slots: Sequence[_Slot], arrays: Sequence[Array], workspace: Array, ahead: Prepared | None
-) -> list[int]:
-    """The argument table. What a prepare phase writes lies in the workspace of the handle, if
-    there is one."""
-    base = packed = workspace.ctypes.data
-    if ahead is not None and ahead.workspace is not None:
-        packed = ahead.workspace.ctypes.data
-    return [
-        arrays[slot.array].ctypes.data
-        if slot.array >= 0
-        else (packed if slot.ahead else base) + slot.offset
-        for slot in slots
-    ]
+def _as_given(out: Any) -> Any:
+    """What a call with out= returns: the caller's own objects."""
+    if not isinstance(out, (tuple, list)):
+        return out
+    made = tuple(cast("Sequence[Any]", out))
+    return made[0] if len(made) == 1 else made or None
