@@ -19,6 +19,7 @@ from convgen.ir.nodes import (
     Store,
     VectorLoad,
 )
+from convgen.ir.simplify import simplify_affine
 from convgen.passes.flatten.emitter import widen
 from convgen.passes.flatten.loops import Loops, parts_of
 from convgen.passes.flatten.positions import Tile, positions, width_of
@@ -121,7 +122,8 @@ class MemoryStates:
     def _offset(self, scope: Scope) -> Expr:
         ranges = lane_ranges(scope)
         values = self.loops.values
-        index = [values.resolve(s.coordinate, scope) for s in self.sides]
+        # Coordinates are over loops: an axis of the same name may count from elsewhere.
+        index = [simplify_affine(s.coordinate.substitute(scope.values), ranges) for s in self.sides]
         where = flat_offset(self.buffers[0], index, ranges)
         return values.integer(where.substitute({"$lane": 0}), replace(scope, lanes=1))
 
