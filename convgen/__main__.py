@@ -112,6 +112,57 @@ def show(
     click.echo("\n\n".join(texts))
 
 
+@cli.command(epilog=_example("convgen report 'Conv2d(4, 8, 3, stride=2)' --input 1,4,16,16"))
+@click.argument("subject")
+@click.option("--shape", "shapes", multiple=True, help="NAME=EXTENT,... of a formula's tensor.")
+@click.option("--input", "input_shape", help="Shape of a layer's or network's input, with batch.")
+@click.option("--wrt", multiple=True, help="Gradients to show (default: all). Repeatable.")
+@click.option(
+    "--peak",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="What `convgen bench peak --json` printed: adds the roofline.",
+)
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("report.html"),
+    show_default=True,
+)
+@_JSON
+def report(
+    subject: str,
+    shapes: tuple[str, ...],
+    input_shape: str | None,
+    wrt: tuple[str, ...],
+    peak: Path | None,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Write a page about SUBJECT: formula, gradients and their derivation, matrices, pictures,
+    schedule, loops, machine code and costs. One file that loads nothing.
+
+    SUBJECT is what `convgen show` takes.
+    """
+    from convgen.inspect.report import write_report
+    from convgen.runtime import subject as subjects
+    from convgen.zoo import NETWORKS
+
+    found = subjects.resolve(subject, shapes=shapes, input=input_shape, zoo=NETWORKS)
+    if found.ran is not None:
+        click.echo(f"ran {found.ran}", err=True)
+    what = found.program if found.program is not None else found.module
+    assert what is not None
+    facts = json.loads(peak.read_text(encoding="utf-8")) if peak is not None else None
+    name = subject if found.program is not None else found.name
+    write_report(what, output, name=name, shape=found.shape, wrt=wrt, peak=facts)
+    size = output.stat().st_size
+    if as_json:
+        click.echo(json.dumps({"path": str(output), "bytes": size}))
+        return
+    click.echo(f"wrote {output}, {size / 1e6:.2f} MB")
+
+
 def _in_form(program: Any, form: str) -> str:
     if form == "text":
         return str(program)

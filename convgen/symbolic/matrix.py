@@ -272,9 +272,9 @@ def _read(access: Access, known: Mapping[str, Mapping[Index, Expr]]) -> Any:
 
 def small_case(program: Program, positions: int = 3, taps: int = 3) -> Program | None:
     """The same formula at small extents: axes that stand alone run over one value, positions over
-    `positions`, summed ones over `taps`; None where it is no single sum of products.
+    `positions`, summed ones over `taps`, groups over two; None where it is no single piece.
 
-    Strides, dilations and paddings stay, so the matrix keeps its structure.
+    Strides, dilations, paddings and groups stay, so the matrix keeps its structure.
     """
     program = program.bind(**dict.fromkeys(program.sizes(), 1))
     if len(program.stages) != 1 or len(program.stages[0].pieces) != 1:
@@ -288,9 +288,12 @@ def small_case(program: Program, positions: int = 3, taps: int = 3) -> Program |
         return None
     shared = {n for i in indices if len(i.terms) > 1 for n in i.names()}
     own = set(piece.domain.names)
+    blocks, inside = _blocks(piece)
 
     def limit(axis: str) -> int:
-        if axis not in shared:
+        if axis in blocks:
+            return 2
+        if axis not in shared or axis in inside:
             return 1
         return positions if axis in own else taps
 
@@ -306,14 +309,53 @@ def small_case(program: Program, positions: int = 3, taps: int = 3) -> Program |
     return _resized(program, piece, small)
 
 
+def _blocks(piece: Definition) -> tuple[set[str], set[str]]:
+    """(axes that number blocks of an output's dimension, axes within such blocks): g and k, c of
+    ``Y[n, g*K + k, ...]`` and ``X[n, g*C + c, ...]``."""
+    blocks: set[str] = set()
+    members: set[str] = set()
+    for out in piece.outs:
+        for index in out.index:
+            if len(index.terms) > 1:
+                ranked = sorted(index.terms, key=lambda t: t[1])
+                blocks |= {str(ranked[-1][0])}
+                members |= {str(a) for a, _ in ranked[:-1]}
+    for access in piece.reads():
+        for index in access.index:
+            if index.names() & blocks:
+                members |= index.names() - blocks
+    return blocks, members
+
+
+def _rescaled(
+    index: Affine, before: Mapping[str, tuple[int, int]], after: Mapping[str, tuple[int, int]]
+) -> Affine:
+    """An index made of digits (each coefficient the number of values of the digits below) with the
+    coefficients that its digits' new extents ask for; any other index as it is."""
+    terms = sorted(((str(a), c) for a, c in index.terms), key=lambda t: t[1])
+    wanted = expected = 1
+    found: list[tuple[str, int]] = []
+    for axis, coefficient in terms:
+        if coefficient != expected or before[axis][0] != 0:
+            return index
+        found.append((axis, wanted))
+        expected *= before[axis][1]
+        wanted *= after[axis][1]
+    return index if index.constant else Affine.build(found)
+
+
 def _resized(program: Program, piece: Definition, small: Definition) -> Program:
     """The program of the small definition: every dimension loses what its indices lost."""
     before, after = _ranges(piece), _ranges(small)
+
+    def new(index: Affine) -> Affine:
+        return _rescaled(index, before, after) if len(index.terms) > 1 else index
+
     shapes: dict[str, list[int]] = {}
     for access in (*piece.outs, *piece.reads()):
         shape = [bound(e) for e in access.tensor.shape]
         for dim, index in enumerate(access.index):
-            lost = index.bounds(before)[1] - index.bounds(after)[1]
+            lost = index.bounds(before)[1] - new(index).bounds(after)[1]
             shape[dim] = max(1, shape[dim] - lost)
         known = shapes.get(access.tensor.name)
         shapes[access.tensor.name] = (
@@ -327,7 +369,7 @@ def _resized(program: Program, piece: Definition, small: Definition) -> Program:
         return replace(t, shape=tuple(shape) if shape else t.shape, source=None)
 
     def resized(a: Access) -> Access:
-        return Access(tensor(a.tensor), a.index, a.boundary)
+        return Access(tensor(a.tensor), [new(i) for i in a.index], a.boundary)
 
     def body(e: Expr) -> Any:
         return e.xreplace({a: resized(a) for a in e.atoms(Access) if isinstance(a, Access)})

@@ -97,6 +97,19 @@ def test_small_case_keeps_stride_dilation_and_padding():
     assert "2*y + 2*r - 3" in str(small) and prove_adjoint(small, "X").holds
 
 
+def test_small_case_keeps_groups():
+    text = (
+        "Y[n, g*8 + k, y] = sum(c < 16, r: X[n, g*16 + c, 2*y + r - 1] * W[g*8 + k, c, r])"
+        " for g < 4, k < 8, y < 14"
+    )
+    small = small_case(parse(text, X=(4, 64, 28), W=(32, 16, 3)))
+    assert small is not None
+    assert [t.shape for t in small.inputs] == [(1, 2, 6), (2, 1, 3)]
+    proof = prove_adjoint(small, "X")
+    assert proof.holds
+    assert all((i < 3) == (j < 6) for i, j in proof.matrix.entries)  # block-diagonal
+
+
 def test_refusals():
     with pytest.raises(DerivationError, match="not linear in X"):
         matrix(parse("Y[i] = X[i] * X[i]", X=3), "X")

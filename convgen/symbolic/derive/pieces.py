@@ -70,12 +70,12 @@ def assemble(
         if dim == tensor.rank:
             pieces.append(_definition(tensor, chosen, active, flip))
             return
-        for cell in _cells(active, dim, tensor):
+        for cell in _cells(active, dim, tensor, hints[dim]):
             walk((*chosen, cell), [part for part, _ in cell.readings])
 
     # a tensor without elements is one piece of nothing
-    walk((), [] if 0 in tensor.shape else list(parts))
     hints = parts[0].names if parts else ("i",) * tensor.rank
+    walk((), [] if 0 in tensor.shape else list(parts))
     stage = Stage((tensor,), tuple(pieces))
     return merge_pieces(stage, hints) if merge else stage
 
@@ -84,10 +84,10 @@ def assemble(
 # Cutting one dimension
 
 
-def _cells(active: Sequence[Part], dim: int, tensor: Tensor) -> list[_Cell]:
+def _cells(active: Sequence[Part], dim: int, tensor: Tensor, otherwise: str) -> list[_Cell]:
     extent = tensor.shape[dim]
     axis = f"__o{dim}"
-    hint = next((p.names[dim] for p in active), "i" + str(dim) if tensor.rank > 1 else "i")
+    hint = next((p.names[dim] for p in active), otherwise)
     if isinstance(extent, Size) or not active:
         whole = tuple((p, {_param(p, dim): Affine.of(axis)}) for p in active)
         return [_Cell(Affine.of(axis), (Range(axis, 0, extent),), (hint,), whole)]

@@ -58,7 +58,9 @@ def definition_mathml(program: Program, piece: Definition) -> str:
 def table(lines: list[Line]) -> str:
     """Lines as a ``<math>`` element, aligned at their relations."""
     rows = "".join(f"<mtr>{_cells(line)}</mtr>" for line in lines)
-    return f'<math display="block" class="formula"><mtable>{rows}</mtable></math>'
+    return (
+        f'<math display="block" class="formula"><mtable displaystyle="true">{rows}</mtable></math>'
+    )
 
 
 def inline(box: Box) -> str:
@@ -127,7 +129,8 @@ def _name(box: Name) -> str:
     inner = f"<mi>{text}</mi>" if len(text) == 1 else _upright(text)
     if not box.primes:
         return inner
-    return f"<msup>{inner}<mo>{chr(0x2032) * box.primes}</mo></msup>"
+    prime = "\N{PRIME}" * box.primes
+    return f'<mrow>{inner}<mo form="postfix" lspace="0" rspace="0">{prime}</mo></mrow>'
 
 
 def _upright(text: str) -> str:
@@ -158,7 +161,8 @@ def _sign(text: str) -> str:
     if text == "quad":
         return '<mspace width="2em"></mspace>'
     if text in (",", ";"):
-        return '<mo separator="true">,</mo>'
+        space = '<mspace width="0.5em"></mspace>' if text == ";" else ""
+        return f'<mo separator="true">,</mo>{space}'
     return f"<mo>{html.escape(SIGNS[text][1])}</mo>"
 
 
@@ -173,7 +177,7 @@ def _scripts(box: Scripts) -> str:
 
 def _under(box: Under) -> str:
     if box.sign in BIG:
-        sign = f'<mo movablelimits="false" largeop="true">{BIG[box.sign]}</mo>'
+        sign = f'<mo movablelimits="false" largeop="false" style="font-size:1.6em">{BIG[box.sign]}</mo>'
     else:
         sign = f'<mo movablelimits="false" form="prefix">{html.escape(box.sign)}</mo>'
     if box.above:

@@ -229,6 +229,8 @@ class NotationWriter:
         if type(e) in signs:
             a, b = (self.body(x, SUM) for x in e.args)
             return row([a, Sign(signs[type(e)]), b])
+        if isinstance(e, functions.logical_and):
+            return separated([self.condition(a) for a in e.args], ";")
         return self.body(e)
 
     def access(self, a: Access) -> Box:
