@@ -300,6 +300,11 @@ class CompiledKernel:
         return self._shown().built.schedule
 
     @property
+    def requested_schedule(self) -> Schedule | str | None:
+        """The schedule that was asked for; None: the cost model's choice."""
+        return self._request
+
+    @property
     def loops(self) -> str:
         """The loops after scheduling."""
         return self._shown().built.text("loops")

@@ -15,9 +15,9 @@ from convgen.errors import DataError, ShapeError
 from convgen.layers.base import Layer, Shape
 from convgen.layers.loss import Loss
 from convgen.layers.update import Optimizer
-from convgen.runtime import checkpoint, progress
+from convgen.runtime import checkpoint, train
 from convgen.runtime.build import Built, build_program
-from convgen.runtime.data.stream import Stream, run_seed
+from convgen.runtime.data.stream import run_seed
 from convgen.runtime.module import Graph, Module, trace
 from convgen.runtime.plan import Plan, Weights, inference_plan, part, training_plan
 from convgen.runtime.progress import Epoch
@@ -28,7 +28,6 @@ from convgen.target import target as target_of
 from convgen.types import DType, dtype_of
 
 Array = NDArray[Any]
-Augment = Callable[[Array, np.random.Generator], Array]
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Network:
         """Draw all parameters anew from PyTorch's distributions, each from a generator of its own
         (so a layer's start does not depend on the layers before it)."""
         for number, (name, _, spec) in enumerate(self.graph.specs):
-            generator = np.random.Generator(np.random.PCG64([seed, number]))
+            generator = np.random.Generator(np.random.PCG64([seed, 2, number]))
             start = spec.initializer
             array = self.weights[name]
             if start.kind == "constant":
@@ -113,6 +112,11 @@ class Network:
                 )
         for name, array in ready.items():
             self.weights[name][...] = array
+
+    @property
+    def setup(self) -> Setup | None:
+        """The loss and optimizer of the last training; None when there was none."""
+        return self._training[0] if self._training is not None else None
 
     @property
     def parameters(self) -> int:
@@ -156,7 +160,9 @@ class Network:
         self._training = (setup, *plan)
         return plan
 
-    def _threads(self) -> int:
+    @property
+    def thread_count(self) -> int:
+        """Threads that a run uses."""
         return thread_count(self.threads)
 
     # -- running ---------------------------------------------------------------------------------
@@ -168,7 +174,7 @@ class Network:
         and cut off. Raises DataError for wrong shapes, or other than the network's dtype kind.
         """
         plan, outputs = self.inference()
-        arrays = [self._checked(a, s) for a, s in zip(inputs, self.shapes, strict=True)]
+        arrays = [self.checked(a, s) for a, s in zip(inputs, self.shapes, strict=True)]
         count = len(arrays[0])
         if any(len(a) != count for a in arrays):
             raise DataError("inputs differ in number of samples")
@@ -180,14 +186,15 @@ class Network:
                 view = plan.view(f"input{i}")
                 view[: stop - start] = array[start:stop]
                 view[stop - start :] = 0
-            plan.run(self._threads())
+            plan.run(self.thread_count)
             for result, name in zip(results, outputs, strict=True):
                 result[start:stop] = plan.view(name)[: stop - start]
         return results[0] if len(results) == 1 else tuple(results)
 
     __call__ = predict
 
-    def _checked(self, array: Any, shape: Shape) -> Array:
+    def checked(self, array: Any, shape: Shape) -> Array:
+        """Samples as an array of numbers; DataError for another shape than the compiled one."""
         data = np.asarray(array)
         if data.ndim != len(shape) or data.shape[1:] != shape[1:]:
             raise DataError(
@@ -219,14 +226,14 @@ class Network:
                 lambda: training_plan(self.graph, self.weights, self._build, loss, None)
             )[0]
         plan = self._gradients[key]
-        self._fill(plan, loss, np.asarray(x), np.asarray(y), seed, 0)
-        plan.run(self._threads())
+        self.fill(plan, np.asarray(x), np.asarray(y), seed, 0)
+        plan.run(self.thread_count)
         vector = plan.view("gradient")
         found = {n: np.array(part(vector, p)) for n, p in self.weights.places.items()}
         return float(plan.view("loss")), found
 
-    def _fill(self, plan: Plan, loss: Loss, x: Array, y: Array, seed: int, step: int) -> None:
-        """Put a batch and the step's random seeds in place."""
+    def fill(self, plan: Plan, x: Array, y: Array, seed: int, step: int) -> None:
+        """Put a batch and the step's random seeds where a training plan reads them."""
         plan.view("input0")[...] = x
         plan.view("target")[...] = y
         number = 0
@@ -235,7 +242,7 @@ class Network:
                 plan.view(f"seed{number}")[...] = run_seed(seed, step, number)
                 number += 1
 
-    def _targets(self, y: Any, loss: Loss, count: int) -> Array:
+    def targets(self, y: Any, loss: Loss, count: int) -> Array:
         """Targets checked against the loss: labels are integers within the classes."""
         shape = self.graph.outputs[0].shape
         wanted = (count, *loss.target_shape(shape)[1:])
@@ -245,101 +252,18 @@ class Network:
         if loss.labels:
             if data.dtype.kind not in "iu":
                 raise DataError("labels are not integers", got=str(data.dtype))
-            if count and (data.min() < 0 or data.max() >= shape[1]):
-                bad = tuple(np.argwhere((data < 0) | (data >= shape[1]))[0])
+            if data.size and (data.min() < 0 or data.max() >= shape[1]):
+                bad = np.argwhere((data < 0) | (data >= shape[1]))[0]
                 raise DataError(
-                    f"label {data[bad]} of sample {bad[0]} is out of range",
+                    f"label {data[tuple(bad)]} of sample {bad[0]} is out of range",
                     expected=f"0..{shape[1] - 1}",
                 )
         return data
 
-    def fit(
-        self,
-        x: Any,
-        y: Any,
-        *,
-        loss: Loss,
-        optimizer: Optimizer,
-        epochs: int = 1,
-        batch: int | None = None,
-        seed: int = 0,
-        schedule: Callable[[int, int], float] | None = None,
-        augment: Augment | None = None,
-        validation: tuple[Any, Any] | None = None,
-        checkpoints: str | Path | None = None,
-        resume: str | Path | None = None,
-        show: bool = True,
-    ) -> list[Epoch]:
-        """Train for a number of epochs and return what each was.
-
-        batch must be the compiled batch size. schedule(step, steps) multiplies the learning rate.
-        augment(batch, generator) changes a batch of inputs. checkpoints names a file written after
-        every epoch; resume one to continue from, exactly as if never interrupted.
-        Raises DataError for wrong shapes and labels out of range before anything is changed.
-        """
-        size = self.shapes[0][0]
-        if batch not in (None, size):
-            raise DataError(f"batch={batch}", expected=f"the compiled batch size {size}")
-        data = self._checked(x, self.shapes[0])
-        targets = self._targets(y, loss, len(data))
-        stream = Stream(len(data), size, seed)
-        plan, outputs = self.training(loss, optimizer)
-        self.step = 0
-        self.history = []
-        if resume is not None:
-            checkpoint.restore(Path(resume), self, plan, optimizer, seed)
-        else:
-            for name in optimizer.states:
-                plan.view(f"optimizer.{name}")[...] = 0
-        steps = stream.steps(epochs)
-        with progress.Bar(steps, self.step, show) as bar:
-            while self.step < steps:
-                meter = progress.Meter()
-                epoch = stream.epoch_of(self.step)
-                while self.step < steps and stream.epoch_of(self.step) == epoch:
-                    self._one_step(
-                        plan, outputs[0], stream, data, targets, loss, optimizer, seed, schedule,
-                        steps, augment, meter,
-                    )  # fmt: skip
-                    bar.update(self.step, epoch, meter)
-                score = self.evaluate(*validation) if validation is not None else None
-                self.history.append(
-                    Epoch(epoch, meter.loss, meter.accuracy, meter.images_per_second, score)
-                )
-                if checkpoints is not None:
-                    checkpoint.write(Path(checkpoints), self, plan, optimizer, seed)
-        return self.history
-
-    def _one_step(
-        self,
-        plan: Plan,
-        output: str,
-        stream: Stream,
-        data: Array,
-        targets: Array,
-        loss: Loss,
-        optimizer: Optimizer,
-        seed: int,
-        schedule: Callable[[int, int], float] | None,
-        steps: int,
-        augment: Augment | None,
-        meter: progress.Meter,
-    ) -> None:
-        chosen = stream.indices(self.step)
-        images = data[chosen]
-        if augment is not None:
-            images = augment(images, stream.generator(self.step))
-        labels = targets[chosen]
-        self._fill(plan, loss, images, labels, seed, self.step)
-        factor = schedule(self.step, steps) if schedule is not None else 1.0
-        for name, value in optimizer.values(self.step + 1).items():
-            plan.view(f"hyper.{name}")[...] = value * factor if name == "lr" else value
-        plan.run(self._threads())
-        self.step += 1
-        scores = plan.view(output)
-        right = scores.argmax(axis=1) == labels if loss.labels else None
-        correct = None if right is None else float(right.mean()) * len(labels)
-        meter.add(float(plan.view("loss")), correct, len(labels))
+    def fit(self, x: Any, y: Any = None, **options: Any) -> list[Epoch]:
+        """Train; see `convgen.runtime.train.fit` for the options: loss, optimizer, epochs, batch,
+        seed, schedule, augment, validation, metrics, patience, checkpoints, resume, show."""
+        return train.fit(self, x, y, **options)
 
     # -- files -----------------------------------------------------------------------------------
 

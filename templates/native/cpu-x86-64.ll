@@ -1,14 +1,15 @@
 ; The x86-64 level of this processor, 1 to 4: what it has and what the system saves.
-; The two instructions are written as bytes, so that no assembler is needed:
+; The two instructions are written as bytes, so that no assembler is needed; weak, so that LLVM
+; does not take the bodies behind the bytes for what the functions do:
 ;   push rbx; mov eax, edi; mov ecx, esi; mov r8, rdx; cpuid; mov [r8], eax; mov [r8+4], ebx;
 ;   mov [r8+8], ecx; mov [r8+12], edx; pop rbx; ret
 ;   xor ecx, ecx; xgetbv; ret
-define internal void @cpuid(i32 %leaf, i32 %sub, ptr %found) noinline optnone prologue [27 x i8] c"\53\89\F8\89\F1\49\89\D0\0F\A2\41\89\00\41\89\58\04\41\89\48\08\41\89\50\0C\5B\C3" {
+define weak hidden void @{{ name }}_cpuid(i32 %leaf, i32 %sub, ptr %found) noinline optnone prologue [27 x i8] c"\53\89\F8\89\F1\49\89\D0\0F\A2\41\89\00\41\89\58\04\41\89\48\08\41\89\50\0C\5B\C3" {
   store volatile i32 0, ptr %found
   ret void
 }
 
-define internal i32 @xgetbv() noinline optnone prologue [6 x i8] c"\31\C9\0F\01\D0\C3" {
+define weak hidden i32 @{{ name }}_xgetbv() noinline optnone prologue [6 x i8] c"\31\C9\0F\01\D0\C3" {
   %none = alloca i32
   %value = load volatile i32, ptr %none
   ret i32 %value
@@ -19,9 +20,9 @@ entry:
   %found = alloca [4 x i32]
   %found.b = getelementptr i32, ptr %found, i64 1
   %found.c = getelementptr i32, ptr %found, i64 2
-  call void @cpuid(i32 0, i32 0, ptr %found)
+  call void @{{ name }}_cpuid(i32 0, i32 0, ptr %found)
   %most = load i32, ptr %found
-  call void @cpuid(i32 1, i32 0, ptr %found)
+  call void @{{ name }}_cpuid(i32 1, i32 0, ptr %found)
   %features = load i32, ptr %found.c
   ; SSE3 SSSE3 CX16 SSE4.1 SSE4.2 POPCNT
   %two.bits = and i32 %features, 9970177
@@ -39,15 +40,15 @@ second:
 two.only:
   ret i64 2
 third:
-  %state = call i32 @xgetbv()
+  %state = call i32 @{{ name }}_xgetbv()
   %ymm = and i32 %state, 6
   %ymm.saved = icmp eq i32 %ymm, 6
-  call void @cpuid(i32 7, i32 0, ptr %found)
+  call void @{{ name }}_cpuid(i32 7, i32 0, ptr %found)
   %wide = load i32, ptr %found.b
   ; BMI1 AVX2 BMI2
   %avx2.bits = and i32 %wide, 296
   %avx2 = icmp eq i32 %avx2.bits, 296
-  call void @cpuid(i32 -2147483647, i32 0, ptr %found)
+  call void @{{ name }}_cpuid(i32 -2147483647, i32 0, ptr %found)
   %extended = load i32, ptr %found.c
   %lzcnt.bit = and i32 %extended, 32
   %lzcnt = icmp ne i32 %lzcnt.bit, 0

@@ -90,7 +90,7 @@ class ProgramSubject:
             tape.bound[name] = tape.region(tensor)
         tape.call(ahead, tape.bound)
         names = [t.name for t in behind.outputs]
-        cotangents = {"d" + p.name: f"dy{i}" for i, p in enumerate(self.ports.dy)}
+        cotangents = {p.name: f"dy{i}" for i, p in enumerate(self.ports.dy)}
         bound = dict(tape.bound)
         backward = {id(r): p for r in tape.bound.values() if (p := tape.known_behind(r))}
         for tensor in behind.inputs:
