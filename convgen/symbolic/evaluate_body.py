@@ -25,7 +25,7 @@ from convgen.symbolic.evaluate_scalar import (
     primal,
     uniform_number,
 )
-from convgen.symbolic.expr import Access, Axis, Domain, Result, Size, accesses_of
+from convgen.symbolic.expr import Access, Axis, Domain, Result, Size, accesses_of, affine_of
 
 Point: TypeAlias = list[Any]
 Closure: TypeAlias = Callable[[Point], Any]
@@ -366,6 +366,11 @@ def _compile_call(body: Any, scope: Scope) -> Closure:
     if kind is fn.cast:
         inner, store, dtype = _compile(body.args[0], scope), arithmetic.store, body.dtype
         return lambda p: store(inner(p), dtype)
+    if kind is fn.round_down and not body.atoms(Access, Result, Size):
+        try:  # floor(7*y/6) of axes is exact, also where numbers are floats
+            return compile_affine(affine_of(body), scope)
+        except FormulaError:
+            pass
     args = [_compile(a, scope) for a in body.args]
     first, second = args[0], args[-1]
     if kind in _COMPARE:

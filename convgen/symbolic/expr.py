@@ -20,7 +20,7 @@ from sympy import AtomicExpr, Expr, Integer, Symbol
 from convgen.affine import Affine, Constraint, FloorDiv, Mod
 from convgen.errors import FormulaError, ShapeError
 from convgen.symbolic.boundary import ZERO, Boundary, Constant, boundary_of
-from convgen.symbolic.functions import RESULT_DTYPE, cast, select, uniform
+from convgen.symbolic.functions import RESULT_DTYPE, cast, round_down, select, uniform
 from convgen.symbolic.reductions import REDUCTIONS, Reduction
 from convgen.types import DType, bool_, dtype_of, f32, i64, promote
 
@@ -244,7 +244,9 @@ class Tensor:
 
     def with_role(self, role: Role) -> Tensor:
         """The same tensor in another role, without its source."""
-        return replace(self, role=role, source=None, values=self.values if role == "constant" else None)
+        return replace(
+            self, role=role, source=None, values=self.values if role == "constant" else None
+        )
 
     def plain(self) -> Tensor:
         """The same tensor without its source."""
@@ -310,7 +312,7 @@ class Access(AtomicExpr):
 
     @property
     def boundary_text(self) -> str:
-        """"" for zero, "{reflect}" for one mode everywhere, "{., reflect}" for one a dimension."""
+        """ "" for zero, "{reflect}" for one mode everywhere, "{., reflect}" for one a dimension."""
         if all(b == ZERO for b in self.boundary):
             return ""
         words = [
@@ -480,7 +482,7 @@ def affine_of(expr: Any) -> Affine:
             return affine_of(rest) * _whole(coefficient, "a number in an index")
     if isinstance(expr, sympy.Mod) and isinstance(expr.args[1], Integer) and expr.args[1] > 0:
         return affine_of(expr.args[0]) % _whole(expr.args[1], "a number in an index")
-    if isinstance(expr, sympy.floor):
+    if isinstance(expr, (sympy.floor, round_down)):
         numerator, denominator = sympy.fraction(sympy.together(expr.args[0]))
         if isinstance(denominator, Integer) and denominator > 0:
             number = _whole(denominator, "a number in an index")
@@ -572,7 +574,11 @@ def body_dtype(body: Expr, results: Mapping[Result, DType] | None = None) -> DTy
     if isinstance(body, cast):
         return body.dtype
     if isinstance(body, Reduced):
-        return i64 if body.reduction.name in ("argmax", "argmin") and body.item == 0 else body_dtype(body.body)
+        return (
+            i64
+            if body.reduction.name in ("argmax", "argmin") and body.item == 0
+            else body_dtype(body.body)
+        )
     if isinstance(body, (Axis, Size)):
         return i64
     for kind, dtype in RESULT_DTYPE.items():
@@ -591,7 +597,8 @@ def body_dtype(body: Expr, results: Mapping[Result, DType] | None = None) -> DTy
         if dtype is not None:
             found = dtype if found is None else promote(found, dtype)
     if isinstance(body, (sympy.exp, sympy.log, sympy.tanh, sympy.erf)) or (
-        isinstance(body, sympy.Pow) and not (body.args[1].is_integer and body.args[1].is_nonnegative)
+        isinstance(body, sympy.Pow)
+        and not (body.args[1].is_integer and body.args[1].is_nonnegative)
     ):
         fractional = True
     if found is not None and not found.is_float and fractional and not isinstance(body, Access):

@@ -139,3 +139,10 @@ def test_refusals():
         resizing.Upsample(scale_factor=2, mode="bilinear").output_shape((1, 2, 3))
     with pytest.raises(ShapeError, match="empty map"):
         pooling.AdaptiveMaxPool1d(2).output_shape((1, 2, 0))
+
+
+def test_windows_of_sizes_whose_quotients_floats_round():
+    """floor(7*y/6) and the like are integers, not float32 numbers rounded down."""
+    for size, out in (((7, 1), (6, 7)), ((49, 10), (48, 7)), ((23, 3), (22, 49))):
+        ours, theirs = both("AdaptiveAvgPool2d", out)
+        check(ours, (1, 1, *size), lambda t, f=theirs: f(t["X"]))

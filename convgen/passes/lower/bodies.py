@@ -136,7 +136,8 @@ class BodyLowering:
 
     def _as_index(self, body: Body) -> Affine | None:
         """A body over axes only, where it is quasi-affine."""
-        if not isinstance(body, (Axis, sympy.Add, sympy.Mul, sympy.Mod, sympy.floor)):
+        kinds = (Axis, sympy.Add, sympy.Mul, sympy.Mod, sympy.floor, f.round_down)
+        if not isinstance(body, kinds):
             return None
         if body.atoms(Access, Result, Size) or not body.atoms(Axis):
             return None
