@@ -49,7 +49,7 @@ _PLACES: dict[str, str] = {
 # Names that are whole modules: cg.nn.Conv2d, cg.optim.SGD, cg.data.load_mnist, cg.zoo.lenet5.
 _ROOMS: dict[str, str] = {
     "nn": "convgen.runtime.nn",
-    "optim": "convgen.layers.update",
+    "optim": "convgen.runtime.optim",
     "data": "convgen.runtime.data",
     "zoo": "convgen.zoo",
 }

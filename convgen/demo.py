@@ -20,6 +20,7 @@ from convgen.layers.update import SGD
 from convgen.runtime.data import RandomShift, load_mnist
 from convgen.runtime.network import Network
 from convgen.runtime.progress import Stopwatch
+from convgen.runtime.schedules import Cosine
 from convgen.symbolic.derive import grad
 from convgen.zoo import lenet5
 
@@ -142,11 +143,6 @@ def gradient_error(x: Array, y: Array, seed: int = 0, directions: int = 4) -> fl
     return worst
 
 
-def cosine(step: int, steps: int) -> float:
-    """The learning rate's factor: from 1 to 0 along half a cosine."""
-    return 0.5 + 0.5 * math.cos(math.pi * step / steps)
-
-
 def train(
     digits: Digits,
     *,
@@ -166,7 +162,7 @@ def train(
         optimizer=SGD(RATE, momentum=MOMENTUM, weight_decay=DECAY),
         epochs=epochs,
         seed=seed,
-        schedule=cosine,
+        schedule=Cosine(),
         augment=RandomShift(SHIFT),
         checkpoints=folder / "checkpoint.safetensors" if folder else None,
         resume=resume,

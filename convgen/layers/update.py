@@ -14,6 +14,7 @@ import sympy
 from convgen.errors import ShapeError
 from convgen.symbolic import dsl
 from convgen.symbolic.expr import Tensor
+from convgen.symbolic.functions import minimum
 from convgen.symbolic.program import Program
 from convgen.types import DType, f32
 
@@ -21,15 +22,19 @@ from convgen.types import DType, f32
 class Optimizer:
     """Base of optimizers. `states`: names of vectors kept beside the parameters (start at zero);
     `hyper`: names of scalar inputs, whose values `values(step)` gives for step 1, 2, ...
+    `clip_norm`: the gradient of all parameters together is scaled down to that Euclidean norm where
+    it is longer (torch.nn.utils.clip_grad_norm_).
     """
 
     states: tuple[str, ...] = ()
     hyper: tuple[str, ...] = ("lr",)
 
-    def __init__(self, lr: float) -> None:
+    def __init__(self, lr: float, clip_norm: float | None = None) -> None:
         if not lr >= 0:
             raise ShapeError(f"learning rate {lr}", expected="a number >= 0")
-        self.lr = lr
+        if clip_norm is not None and not clip_norm > 0:
+            raise ShapeError(f"clip_norm {clip_norm}", expected="a number > 0, or None")
+        self.lr, self.clip_norm = lr, clip_norm
 
     def values(self, step: int) -> dict[str, float]:
         """Values of the scalar inputs at that step (counted from 1)."""
@@ -40,14 +45,20 @@ class Optimizer:
         raise TypeError(f"{type(self).__name__} gives no formula")
 
     def _tensors(self, count: int, dtype: DType) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-        """(gradient access, vectors by name, scalars by name), each read at i."""
-        (i,) = dsl.axes("i")
+        """(gradient, vectors by name, scalars by name), each read at i; the gradient clipped."""
+        i, j = dsl.axes("i j")
         vectors: dict[str, Tensor] = {"P": dsl.tensor("P", (count,), dtype, role="state")}
         gradient = dsl.tensor("G", (count,), dtype)
         for name in self.states:
             vectors[name] = dsl.tensor(name, (count,), dtype, role="state")
         scalars = {name: dsl.tensor(name, (), dtype)[()] for name in self.hyper}
-        return gradient[i], {n: t[i] for n, t in vectors.items()}, scalars
+        slope: Any = gradient[i]
+        if self.clip_norm is not None:
+            square = dsl.define("square", [], dsl.sum_over([j], gradient[j] ** 2))
+            shrink = _number(self.clip_norm) / (sympy.sqrt(square[()]) + _number(1e-6))
+            scale = dsl.define("scale", [], minimum(1, shrink))
+            slope = slope * scale[()]
+        return slope, {n: t[i] for n, t in vectors.items()}, scalars
 
 
 def _step(name: str, states: Mapping[str, Program]) -> Program:
@@ -73,8 +84,9 @@ class SGD(Optimizer):
         dampening: float = 0.0,
         weight_decay: float = 0.0,
         nesterov: bool = False,
+        clip_norm: float | None = None,
     ) -> None:
-        super().__init__(lr)
+        super().__init__(lr, clip_norm)
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ShapeError("Nesterov momentum", expected="momentum > 0 and dampening 0")
         self.momentum, self.dampening = momentum, dampening
@@ -108,8 +120,9 @@ class Adam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        clip_norm: float | None = None,
     ) -> None:
-        super().__init__(lr)
+        super().__init__(lr, clip_norm)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
 
     def values(self, step: int) -> dict[str, float]:
@@ -141,8 +154,9 @@ class AdamW(Adam):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        clip_norm: float | None = None,
     ) -> None:
-        super().__init__(lr, betas, eps, weight_decay)
+        super().__init__(lr, betas, eps, weight_decay, clip_norm)
 
     def decayed(self, p: Any, g: Any, lr: Any) -> tuple[Any, Any]:
         return p * (1 - lr * _number(self.weight_decay)), g

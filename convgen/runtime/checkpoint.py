@@ -10,7 +10,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from convgen.runtime.network import Network
 
 VERSION = 1
+# validation score, epoch, weights of the best epoch so far
+Best: TypeAlias = "tuple[float, int, dict[str, Any]] | None"
 
 
 def _write(path: Path, arrays: dict[str, Any], facts: dict[str, Any]) -> None:
@@ -91,22 +93,37 @@ def read_network(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return _read(path, "network")
 
 
-def write(path: Path, network: Network, plan: Plan, optimizer: Optimizer, seed: int) -> None:
+def write(
+    path: Path,
+    network: Network,
+    plan: Plan,
+    optimizer: Optimizer,
+    seed: int,
+    schedule: dict[str, Any],
+    best: Best,
+) -> None:
     """Write a checkpoint of a training in progress."""
     arrays = {f"weights/{n}": a for n, a in network.state_dict().items()}
     for name in optimizer.states:
         arrays[f"optimizer/{name}"] = np.array(plan.view(f"optimizer.{name}"))
+    if best is not None:
+        arrays |= {f"best/{n}": a for n, a in best[2].items()}
     facts = _head("checkpoint", network) | {
         "step": network.step,
         "seed": seed,
         "optimizer": type(optimizer).__name__,
         "history": [asdict(e) for e in network.history],
+        "schedule": schedule,
+        "best": None if best is None else [best[0], best[1]],
     }
     _write(path, arrays, facts)
 
 
-def restore(path: Path, network: Network, plan: Plan, optimizer: Optimizer, seed: int) -> None:
-    """Continue from a checkpoint. Everything is checked before anything is changed."""
+def restore(
+    path: Path, network: Network, plan: Plan, optimizer: Optimizer, seed: int
+) -> tuple[dict[str, Any], Best]:
+    """Continue from a checkpoint; returns the schedule's state and the best epoch so far.
+    Everything is checked before anything is changed."""
     arrays, facts = _read(path, "checkpoint")
     mine = _head("checkpoint", network) | {"seed": seed, "optimizer": type(optimizer).__name__}
     for name in ("graph", "dtype", "shapes", "seed", "optimizer"):
@@ -122,9 +139,18 @@ def restore(path: Path, network: Network, plan: Plan, optimizer: Optimizer, seed
         array = arrays.get(f"optimizer/{name}")
         if array is None or array.shape != view.shape:
             raise DataError(f"optimizer state {name} is missing or misshapen", where=str(path))
-    start = len("weights/")
-    network.load_state_dict({n[start:]: a for n, a in arrays.items() if n.startswith("weights/")})
+    try:
+        step, schedule = int(facts["step"]), dict(facts["schedule"])
+        history = [Epoch(**e) for e in facts["history"]]
+        best = facts["best"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError("the checkpoint is damaged", where=str(path), got=repr(error)) from None
+    network.load_state_dict(_under("weights/", arrays))
     for name, view in kept.items():
         view[...] = arrays[f"optimizer/{name}"]
-    network.step = int(facts["step"])
-    network.history = [Epoch(**e) for e in facts["history"]]
+    network.step, network.history = step, history
+    return schedule, None if best is None else (best[0], best[1], _under("best/", arrays))
+
+
+def _under(prefix: str, arrays: dict[str, Any]) -> dict[str, Any]:
+    return {n[len(prefix) :]: a for n, a in arrays.items() if n.startswith(prefix)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 
 from rich.console import Console
@@ -13,13 +13,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 @dataclass(frozen=True)
 class Epoch:
     """What one epoch of training was: mean loss, training accuracy (None without labels), images
-    per second, validation accuracy where asked."""
+    per second, validation accuracy and metrics where asked."""
 
     number: int
     loss: float
     accuracy: float | None
     images_per_second: float
     validation: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 class Stopwatch:
@@ -39,18 +40,18 @@ class Meter:
     def __init__(self) -> None:
         self._watch = Stopwatch()
         self._loss = 0.0
-        self._correct = 0.0
-        self._labelled = 0
+        self._hits: float | None = None
         self._count = 0
+        self._sums: dict[str, float] = {}
 
-    def add(self, loss: float, correct: float | None, count: int) -> None:
-        """Record a batch: its mean loss and how many of `count` samples were right (a sample with
-        many labels counts by its share of right ones)."""
+    def add(self, loss: float, accuracy: float | None, count: int, extra: dict[str, float]) -> None:
+        """Record a batch of `count` samples: its mean loss, its share of hits, other metrics."""
         self._loss += loss * count
         self._count += count
-        if correct is not None:
-            self._correct += correct
-            self._labelled += count
+        if accuracy is not None:
+            self._hits = (self._hits or 0.0) + accuracy * count
+        for name, value in extra.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value * count
 
     @property
     def loss(self) -> float:
@@ -58,7 +59,11 @@ class Meter:
 
     @property
     def accuracy(self) -> float | None:
-        return self._correct / self._labelled if self._labelled else None
+        return None if self._hits is None else self._hits / self._count
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {name: total / self._count for name, total in self._sums.items()}
 
     @property
     def images_per_second(self) -> float:

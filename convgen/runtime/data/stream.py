@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,7 +12,7 @@ _MASK = (1 << 64) - 1
 
 class Stream:
     """Shuffled epochs one after another, cut into batches without gaps: step i (from 0) takes the
-    samples at places i*batch .. (i+1)*batch - 1, epoch e being permuted by the seed (seed, e). No
+    samples at places i*batch .. (i+1)*batch - 1, epoch e permuted by the seed (seed, 0, e). No
     sample is dropped and every batch is full; resuming needs only the step number.
 
     >>> Stream(5, 2, seed=0).epoch_of(2), Stream(5, 2, seed=0).steps(4)
@@ -42,7 +40,7 @@ class Stream:
         if epoch != self._epoch:
             order = np.arange(self.count)
             if self.shuffle:
-                np.random.Generator(np.random.PCG64([self.seed, epoch])).shuffle(order)
+                np.random.Generator(np.random.PCG64([self.seed, 0, epoch])).shuffle(order)
             self._epoch, self._order = epoch, order
         return self._order
 
@@ -60,7 +58,7 @@ class Stream:
 
     def generator(self, step: int) -> np.random.Generator:
         """The random numbers for augmenting that step's batch."""
-        return np.random.Generator(np.random.PCG64([self.seed, 1 << 32, step]))
+        return np.random.Generator(np.random.PCG64([self.seed, 1, step]))
 
 
 def run_seed(seed: int, step: int, number: int) -> int:
@@ -73,23 +71,3 @@ def run_seed(seed: int, step: int, number: int) -> int:
         state = (state ^ state >> 27) * 0x94D049BB133111EB & _MASK
         state ^= state >> 31
     return state
-
-
-class RandomShift:
-    """Augmentation: each image of a batch (N, C, H, W) is moved by up to `pixels` in each
-    direction; what comes in is `fill`."""
-
-    def __init__(self, pixels: int, fill: float = 0.0) -> None:
-        self.pixels, self.fill = pixels, fill
-
-    def __call__(self, batch: NDArray[Any], generator: np.random.Generator) -> NDArray[Any]:
-        count, _, height, width = batch.shape
-        moves = generator.integers(-self.pixels, self.pixels + 1, (count, 2))
-        p = self.pixels
-        padded = np.pad(batch, ((0, 0), (0, 0), (p, p), (p, p)), constant_values=self.fill)
-        rows = np.arange(height)[None, :] + p - moves[:, :1]
-        columns = np.arange(width)[None, :] + p - moves[:, 1:]
-        images = np.arange(count)[:, None, None]
-        return padded.transpose(0, 2, 3, 1)[
-            images, rows[:, :, None], columns[:, None, :]
-        ].transpose(0, 3, 1, 2)
