@@ -47,7 +47,7 @@ class Order:
         self._inputs = {t.name for t in program.inputs}
         self._gradients = {t.name for t in program.outputs}
         names: list[str] = self._positions()
-        names += [n for n in definition.domain.names if n not in names] if definition else []
+        names += [n for n in self._written() if n not in names]
         for reduce in definition.reduces if definition else ():
             names += [n for n in reduce.domain.names if n not in names]
         self.axes = {name: i for i, name in enumerate(names)}
@@ -60,6 +60,18 @@ class Order:
             for access in self.definition.reads():
                 if self._is_cotangent(access):
                     found.update((i.single, None) for i in access.index if i.single is not None)
+        return list(found)
+
+    def _written(self) -> list[str]:
+        """The axes on the left; of several in one index (blocks and what is in them) those that
+        count most come first."""
+        found: dict[str, None] = {}
+        if self.definition is not None:
+            for out in self.definition.outs:
+                for index in out.index:
+                    terms = sorted(index.terms, key=lambda t: -abs(t[1]))
+                    found.update((a, None) for a, _ in terms if isinstance(a, str))
+            found.update((n, None) for n in self.definition.domain.names)
         return list(found)
 
     def items(self, value: Affine) -> list[tuple[Atom | None, int]]:

@@ -1,0 +1,282 @@
+"""How gradients read: goldens of text and LaTeX, and equality with the formulas of the textbook."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from convgen.layers import activation, convolution, normalization, pooling
+from convgen.symbolic.derive import adjoint, grad
+from convgen.symbolic.evaluate import evaluate
+from convgen.symbolic.matrix import elements
+from convgen.symbolic.parse import parse
+
+PROGRAMS = Path(__file__).parent.parent / "golden" / "programs"
+
+
+def written(name):
+    return parse((PROGRAMS / f"{name}.txt").read_text())
+
+
+def second_order():
+    """The gradient of <dX(W, dY), V>: what a penalty on the input gradient needs."""
+    layer = parse("Y[y] = sum(r: X[y + r - 1] * W[r]) for y < 6", X=6, W=3)
+    return grad(grad(layer, ["X"]), ["W", "dY"])
+
+
+def first_order(program):
+    return lambda: grad(program())
+
+
+CASES = {
+    "conv1d": first_order(lambda: convolution.Conv1d(2, 3, 3, padding=1).program((2, 2, 8))),
+    "conv2d": first_order(lambda: convolution.Conv2d(3, 4, 3, padding=1).program((2, 3, 8, 8))),
+    "conv3d": first_order(lambda: convolution.Conv3d(2, 3, 3).program((1, 2, 6, 6, 6))),
+    "stride2": first_order(
+        lambda: convolution.Conv2d(3, 4, 3, stride=2, padding=1).program((2, 3, 8, 8))
+    ),
+    "stride3": first_order(lambda: convolution.Conv1d(2, 3, 5, stride=3).program((2, 2, 14))),
+    "dilation": first_order(
+        lambda: convolution.Conv2d(3, 4, 3, padding=2, dilation=2).program((2, 3, 8, 8))
+    ),
+    "groups": first_order(
+        lambda: convolution.Conv2d(4, 6, 3, padding=1, groups=2).program((2, 4, 8, 8))
+    ),
+    "transposed": first_order(
+        lambda: convolution.ConvTranspose1d(2, 3, 4, stride=2, padding=1).program((2, 2, 5))
+    ),
+    "tiled": first_order(lambda: written("tiled_conv")),
+    "locally_connected": first_order(
+        lambda: parse(
+            "Y[n, k, y, x] = sum(c, r, s: X[n, c, y + r, x + s] * W[y, x, k, c, r, s])",
+            X=(2, 3, 6, 6), W=(4, 4, 2, 3, 3, 3),
+        )
+    ),
+    "correlation": first_order(
+        lambda: parse(
+            "Y[n, i, j, y, x] = sum(c: A[n, c, y, x] * B[n, c, y + i - 1, x + j - 1])"
+            " for i < 3, j < 3",
+            A=(2, 4, 6, 6), B=(2, 4, 6, 6),
+        )
+    ),
+    "max_pool": first_order(lambda: pooling.MaxPool2d(3, stride=2).program((2, 3, 7, 7))),
+    "average_pool": first_order(lambda: pooling.AvgPool2d(2).program((2, 3, 8, 8))),
+    "batch_norm": first_order(
+        lambda: normalization.BatchNorm2d(3, track_running_stats=False).program((4, 3, 4, 4))
+    ),
+    "lcn": first_order(lambda: written("lcn")),
+    "softmax_cross_entropy": first_order(lambda: written("softmax_cross_entropy")),
+    "second_order": second_order,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden(name, golden):
+    program = CASES[name]()
+    assert parse(str(program)) == program
+    golden(f"formulas/{name}.txt", str(program))
+    golden(f"formulas/{name}.tex", program.latex())
+    golden(f"formulas/{name}.unicode", program.unicode())
+
+
+# ---------------------------------------------------------------------------------------------
+# LaTeX and MathML are well formed
+
+COMMANDS = set(
+    r"""\\ \, \; \; \# \& \_ \{ \} \begin \end \sum \prod \max \min \exp \log \tanh \frac \sqrt \left
+    \right \le \leftarrow \mathrm \operatorname \operatorname* \text \qquad \quad \cdot \bmod
+    \equiv \lfloor \rfloor \infty \substack""".split()
+) | {rf"\{g}" for g in "alpha beta gamma sigma mu eta theta lambda rho tau epsilon".split()}
+TOKEN = re.compile(r"\\operatorname\*|\\[A-Za-z]+|\\.|[{}^_&]|[^\\{}^_&\s]+|\s+")
+
+
+def check_latex(text):
+    """A parser of the part of LaTeX that is written: commands known, groups and environments
+    closed in order, left and right in pairs, no script twice."""
+    tokens = [t for t in TOKEN.findall(text) if not t.isspace()]
+    stack: list[str] = []
+    scripts: list[set[str]] = [set()]
+    i = 0
+    while i < len(tokens):
+        t = tokens[i]
+        if t[0] == "\\":
+            assert t in COMMANDS, t
+        if t in ("^", "_"):
+            assert t not in scripts[-1], f"double script near {tokens[i - 5 : i + 5]}"
+            assert tokens[i + 1] == "{", "scripts are in braces"
+            scripts[-1].add(t)
+            i += 1
+            stack.append("script")
+            scripts.append(set())
+        elif t == "{":
+            stack.append("{")
+            scripts.append(set())
+        elif t == "}":
+            kind = stack.pop()
+            assert kind in ("{", "script"), f"closes {kind}"
+            scripts.pop()
+            if kind == "{":
+                scripts[-1] = set()
+        elif t in (r"\begin", r"\end"):
+            name = tokens[i + 2]
+            if t == r"\begin":
+                stack.append(name)
+                scripts.append(set())
+            else:
+                assert stack.pop() == name
+                scripts.pop()
+            i += 3
+        elif t == r"\left":
+            stack.append("left")
+            scripts.append(set())
+        elif t == r"\right":
+            assert stack.pop() == "left"
+            scripts.pop()
+            scripts[-1] = set()
+        elif t == "&":
+            assert stack[-1] in ("aligned", "cases"), stack
+        else:
+            scripts[-1] = {"^"} if t.endswith("'") else set()
+        i += 1
+    assert not stack
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_latex_is_well_formed(name):
+    check_latex(CASES[name]().latex())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        r"X_{1}_{2}",
+        r"\frac{1}{2",
+        r"\begin{aligned} x \end{cases}",
+        r"\left( x",
+        r"\foo",
+        r"X'^{2}",
+    ],
+)
+def test_malformed_latex_is_noticed(wrong):
+    with pytest.raises((AssertionError, IndexError)):
+        check_latex(wrong)
+
+
+class Tree(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open: list[str] = []
+        self.children: list[int] = [0]
+        self.wrong: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.children[-1] += 1
+        self.open.append(tag)
+        self.children.append(0)
+
+    def handle_endtag(self, tag):
+        count = self.children.pop()
+        wanted = {"msub": 2, "msup": 2, "mfrac": 2, "munder": 2, "msubsup": 3}.get(tag)
+        if self.open.pop() != tag or wanted not in (None, count):
+            self.wrong.append(f"{tag} with {count}")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_mathml_is_well_formed(name):
+    tree = Tree()
+    tree.feed(CASES[name]().mathml())
+    assert not tree.open and not tree.wrong
+
+
+def test_names_are_escaped():
+    program = parse("new_x[i] = X[i]", X=3)
+    assert r"\mathrm{new\_x}_{i}" in program.latex()
+
+
+# ---------------------------------------------------------------------------------------------
+# The forms of the design, and the textbook's formulas
+
+
+def lines(program):
+    return [x.split("   for")[0] for x in str(program).splitlines()]
+
+
+def test_stride_one_is_the_textbooks():
+    layer = parse(
+        "Y[n, k, y, x] = sum(c, r, s: X[n, c, y + r - 1, x + s - 1] * W[k, c, r, s])"
+        " for y < 8, x < 8",
+        X=(2, 3, 8, 8), W=(4, 3, 3, 3),
+    )  # fmt: skip
+    found = lines(grad(layer))
+    assert "dX[n, c, h, w] = sum(k, r, s: dY[n, k, h + 1 - r, w + 1 - s] * W[k, c, r, s])" in found
+    assert "dW[k, c, r, s] = sum(n, y, x: dY[n, k, y, x] * X[n, c, y + r - 1, x + s - 1])" in found
+    flipped = lines(grad(layer, ["X"], flip=True))
+    assert (
+        "dX[n, c, h, w] = sum(k, r < 3, s < 3: dY[n, k, h + r - 1, w + s - 1]"
+        " * W[k, c, 2 - r, 2 - s])"
+    ) in flipped
+
+
+# (what is derived, what the textbook prints); letters of the notes, sizes small
+TEXTBOOK = {
+    "gradient to the input": (
+        lambda: adjoint(
+            parse("H[k, m, j] = sum(c, i: V[k + c, i, j] * W[c, i, m])", V=(6, 2, 3), W=(3, 2, 4)),
+            "V",
+        ),
+        "dV[c, i, j] = sum(k < 4, m: select(c - k < 3, dH[k, m, j] * W[c - k, i, m], 0)) for c < 6",
+        {"W": (3, 2, 4), "dH": (4, 4, 3)},
+    ),
+    "gradient to the weights": (
+        lambda: adjoint(
+            parse("H[k, j, n] = sum(c, i: V[k + c, i, n] * W[c, i, j])", V=(6, 2, 3), W=(3, 2, 4)),
+            "W",
+        ),
+        "dW[c, i, j] = sum(k, n: dH[k, j, n] * V[k + c, i, n]) for c < 3",
+        {"V": (6, 2, 3), "dH": (4, 4, 3)},
+    ),
+    "average pooling": (
+        lambda: adjoint(parse("Y[i, j] = sum(p < 2: X[i, 2*j + p]) / 2 for j < 3", X=(2, 6)), "X"),
+        "dX[i, h] = dY[i, h // 2] / 2 for h < 6",
+        {"dY": (2, 3)},
+    ),
+    "transposed is the gradient": (
+        lambda: adjoint(parse("S[t] = sum(i: x[i] * w[t - i]) for t < 6", x=4, w=3), "x"),
+        "dx[i] = sum(t: dS[t] * w[t - i]) for i < 4",
+        {"w": (3,), "dS": (6,)},
+    ),
+    "true convolution commutes": (
+        lambda: parse("S[t] = sum(i: x[i] * w[t - i]) for t < 6", x=4, w=3),
+        "S[t] = sum(j: x[t - j] * w[j]) for t < 6",
+        {"x": (4,), "w": (3,)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEXTBOOK)
+def test_symbolic_equality_with_the_textbook(name):
+    derive, text, shapes = TEXTBOOK[name]
+    derived = derive()
+    printed = parse(text, **shapes)
+    mine, theirs = elements(derived), elements(printed)
+    name = derived.output.name
+    assert printed.output.name == name
+    for a, b in zip(mine[name], theirs[name], strict=True):
+        assert (a - b).expand().doit() == 0
+
+
+def test_a_wrong_textbook_is_noticed():
+    derive, text, shapes = TEXTBOOK["gradient to the weights"]
+    printed = parse(text.replace("V[k + c", "V[k - c"), **shapes)
+    mine, theirs = elements(derive())["dW"], elements(printed)["dW"]
+    assert any((a - b).expand() != 0 for a, b in zip(mine, theirs, strict=True))
+
+
+def test_activation_gradient_reads_naturally():
+    program = grad(activation.ReLU().program((2, 3)))
+    assert any("step(X[" in line for line in lines(program))
+    out = evaluate(program, {"X": [[1, -1, 0], [2, 3, -4]], "dY": [[5, 6, 7], [8, 9, 10]]})
+    assert out["dX"].tolist() == [[5, 0, 0], [8, 9, 0]]
