@@ -24,7 +24,7 @@ from convgen.passes.storage import place_temporaries
 from convgen.runtime import cache
 from convgen.runtime.threads import Range
 from convgen.schedule.schedule import Schedule
-from convgen.symbolic.program import Program
+from convgen.symbolic.program import Origin, Program
 from convgen.target import Target, runs_here
 from convgen.target import target as target_of
 
@@ -37,6 +37,7 @@ class Built:
     prepared    inputs that the prepare phases read; packed: what those phases write
     offsets     of temporary and packed buffers in a workspace of `workspace_bytes`, zero at first
     seconds     what making or loading it took; from_cache: it came from disk
+    key         its name in the cache; made_from: what it was made from, as plain values
     """
 
     name: str
@@ -53,6 +54,8 @@ class Built:
     workspace_bytes: int = 0
     seconds: float = 0.0
     from_cache: bool = False
+    key: str = ""
+    made_from: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
     _library: Loaded | None = field(default=None, repr=False)
     _ranges: tuple[Range, ...] = field(default=(), repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -110,24 +113,51 @@ def build_program(
     start = time.perf_counter()
     machine = target_of(target)
     request = None if schedule is None else str(schedule)
-    key = cache.key_of(
-        str(program),
-        request,
-        machine.key(),
-        in_place,
-        _backend().version(),
-        cache.sources_digest(),
-    )
+    made_from = {
+        "program": str(program),
+        "origin": origin_facts(program.origin),
+        "schedule": request,
+        "target": asdict(machine),
+        "in_place": in_place,
+    }
+    key = key_of(made_from, machine)
     record = cache.load(key)
     if record is None:
         built = _compile(program, machine, schedule, in_place)
+        built.made_from = made_from
         cache.store(key, _record_of(built))
     else:
         built = _from_record(record, machine)
         built.from_cache = True
+    built.key = key
     built.seconds = time.perf_counter() - start
     _announce(built)
     return built
+
+
+def key_of(made_from: Mapping[str, Any], machine: Target) -> str:
+    """The cache key of what is made from this, by this version."""
+    return cache.key_of(
+        made_from["program"],
+        made_from["schedule"],
+        machine.key(),
+        made_from["in_place"],
+        _backend().version(),
+        cache.sources_digest(),
+    )
+
+
+def origin_facts(origin: Origin | None) -> dict[str, Any] | None:
+    """An origin as plain values."""
+    if origin is None:
+        return None
+    return {
+        "kind": origin.kind,
+        "program": str(origin.program),
+        "origin": origin_facts(origin.program.origin),
+        "wrt": list(origin.wrt),
+        "flip": origin.flip,
+    }
 
 
 def _compile(
@@ -207,6 +237,7 @@ def _record_of(built: Built) -> cache.Record:
         "packed": list(built.packed),
         "offsets": dict(built.offsets),
         "workspace_bytes": built.workspace_bytes,
+        "made_from": dict(built.made_from),
     }
     return cache.Record(facts, {"object": built.object, **built.texts})
 
@@ -229,6 +260,7 @@ def _from_record(record: cache.Record, machine: Target) -> Built:
         tuple(facts["packed"]),
         facts["offsets"],
         facts["workspace_bytes"],
+        made_from=facts["made_from"],
     )
 
 

@@ -33,6 +33,7 @@ except ImportError:  # no advisory locks there; renaming alone keeps records who
 
 _MAGIC = b"convgen record 1\n"
 _SUFFIX = ".record"
+CERTIFICATE = ".certificate"  # what was checked of the kernel of that key
 _STALE = 3600.0  # seconds after which a temporary file of a killed process is removed
 _MOST = 2048  # records kept; the oldest go first
 
@@ -88,13 +89,13 @@ def folder() -> Path | None:
     return chosen if chosen.is_dir() else None
 
 
-def load(key: str) -> Record | None:
+def load(key: str, suffix: str = _SUFFIX) -> Record | None:
     """The record of that key, or None when there is none that verifies."""
     place = folder()
     if place is None:
         return None
     try:
-        path = place / (key + _SUFFIX)
+        path = place / (key + suffix)
         if hasattr(os, "getuid") and path.lstat().st_uid != os.getuid():
             return None
         return _decode(path.read_bytes(), key)
@@ -102,7 +103,43 @@ def load(key: str) -> Record | None:
         return None
 
 
-def store(key: str, record: Record) -> bool:
+def keys() -> list[str]:
+    """The keys of all records and certificates, whether they verify or not."""
+    place = folder()
+    if place is None:
+        return []
+    found = {p.stem for p in place.iterdir() if p.suffix in (_SUFFIX, CERTIFICATE)}
+    return sorted(found)
+
+
+def has(key: str, suffix: str = _SUFFIX) -> bool:
+    """True when there is a file for that key, whether it verifies or not."""
+    place = folder()
+    return place is not None and (place / (key + suffix)).exists()
+
+
+def remove(key: str, suffix: str = _SUFFIX) -> None:
+    """Forget the file of that key."""
+    place = folder()
+    if place is not None:
+        with contextlib.suppress(OSError), _locked(place):
+            (place / (key + suffix)).unlink()
+
+
+def unverified_facts(key: str) -> Mapping[str, Any] | None:
+    """The facts of a record whose digest fails, if they can still be read. Nothing in them is to be
+    believed that does not prove itself."""
+    place = folder()
+    try:
+        body = (place / (key + _SUFFIX)).read_bytes()[len(_MAGIC) + 32 :] if place else b""
+        (length,) = struct.unpack_from("<Q", body)
+        header = json.loads(body[8 : 8 + length])
+        return dict(header["facts"]) if header["key"] == key else None
+    except (OSError, ValueError, KeyError, TypeError, struct.error):
+        return None
+
+
+def store(key: str, record: Record, suffix: str = _SUFFIX) -> bool:
     """Keep a record; False when that is not possible (cache off, disk full): never an error."""
     place = folder()
     if place is None:
@@ -117,7 +154,7 @@ def store(key: str, record: Record) -> bool:
                     file.write(data)
                     file.flush()
                     os.fsync(file.fileno())
-                os.replace(name, place / (key + _SUFFIX))
+                os.replace(name, place / (key + suffix))
             except OSError:
                 with contextlib.suppress(OSError):
                     os.unlink(name)
@@ -174,3 +211,4 @@ def _tidy(place: Path) -> None:
     for _, path in sorted(records)[: max(0, len(records) - _MOST + 1)]:
         with contextlib.suppress(OSError):
             path.unlink()
+            path.with_suffix(CERTIFICATE).unlink(missing_ok=True)

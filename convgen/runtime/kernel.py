@@ -24,6 +24,7 @@ from convgen.runtime.build import Built, build_program
 from convgen.runtime.call import Caller, addresses_of
 from convgen.runtime.report import PhaseRow, Report
 from convgen.runtime.threads import thread_count
+from convgen.runtime.verify import Certificate, certify
 from convgen.schedule.schedule import Schedule
 from convgen.symbolic.expr import Tensor
 from convgen.symbolic.program import Program
@@ -101,11 +102,12 @@ _SLOW = object()  # a call that needs a closer look
 class _Special:
     """The kernel for one binding of the sizes.
 
-    results  name, dtype and shape of each result
+    program  sizes bound; results: name, dtype and shape of each result
     wanted   dtype and flags of each input and result, as a call that needs no copy has them
     apart    (i, bytes of i, j, bytes of j): arrays whose memory must not meet
     """
 
+    program: Program
     built: Built
     results: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
     wanted: tuple[tuple[np.dtype[Any], int], ...]
@@ -124,6 +126,7 @@ class _Special:
         arrays = [*inputs, *names]
         sizes = [facts[n][0].itemsize * math.prod(facts[n][1]) for n in arrays]
         return _Special(
+            program,
             built,
             tuple((n, *facts[n]) for n in names),
             tuple((facts[n][0], _WRITE if n in written else _READ) for n in arrays),
@@ -342,6 +345,12 @@ class CompiledKernel:
             packed_in_call=self._packed,
             prepared_calls=self._ahead,
         )
+
+    def certificate(self) -> Certificate:
+        """What can be proved and checked of this kernel, done now and kept beside the cached
+        object: see `runtime.verify`. Takes seconds; ``certificate().as_json()`` is the document."""
+        special = self._shown()
+        return certify(special.program, special.built, schedule_given=self._request is not None)
 
     def __repr__(self) -> str:
         inputs = ", ".join(f"{t.name}: {t.dtype}{shape_text(t)}" for t in self.program.inputs)

@@ -248,22 +248,22 @@ class Family:
             return None
         return program
 
-    def smaller(self, least: int = 2, taps: int = 3) -> Program | None:
-        """A small member: extents from `least` up, all different where that is possible; taps up to
-        `taps` stay as they are. None when nothing is smaller."""
-        for values in self._small(least, taps):
+    def smaller(self, least: int = 2, taps: int = 3, *, distinct: bool = True) -> Program | None:
+        """A small member: extents from `least` up, all different if asked for and possible; taps
+        are at most `taps`. None when there is no small member."""
+        for values in self._small(least, taps, distinct):
             program = self.member(values)
             if program is not None:
                 return program
         return None
 
-    def _small(self, least: int, taps: int) -> Iterator[list[int]]:
+    def _small(self, least: int, taps: int, distinct: bool) -> Iterator[list[int]]:
         wished: list[int] = []
         used: set[int] = set()
         for free in self.free:
             floor = taps if free.kind == "tap" else least + (free.kind == "position")
             value = min(floor, free.value)
-            while free.kind != "tap" and value in used and value < free.value:
+            while distinct and free.kind != "tap" and value in used and value < free.value:
                 value += 1
             used.add(value)
             wished.append(value)
