@@ -226,7 +226,9 @@ class Bundle:
     def _spans(arrays):
         if arrays is None:
             return None
-        return (_Span * max(len(arrays), 1))(*((a.ctypes.data, a.nbytes) for a in arrays))
+        spans = (_Span * max(len(arrays), 1))(*((a.ctypes.data, a.nbytes) for a in arrays))
+        spans.arrays = arrays  # alive as long as their addresses
+        return spans
 
     def _parallel_pointer(self):
         return None if self._parallel is None else ctypes.byref(self._parallel)

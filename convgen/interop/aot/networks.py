@@ -123,7 +123,8 @@ class NetworkSubject:
         for i, value in enumerate(tape.graph.outputs):
             region = tape.values[value.number]
             place = Place(f"y{i}")
-            section.forward.setdefault(id(region), place)
+            if region.parent is None:
+                section.forward.setdefault(id(region), place)
             section.results.append((region, place))
 
     def infer(self, batch: int, build: Build) -> Section:
