@@ -45,6 +45,7 @@ _PLACES: dict[str, str] = {
     "evaluate": "convgen.symbolic.evaluate",
     "parse": "convgen.symbolic.parse",
     "Target": "convgen.target",
+    "export": "convgen.interop.aot.export",
 }
 # Names that are whole modules: cg.nn.Conv2d, cg.optim.SGD, cg.data.load_mnist, cg.zoo.lenet5.
 _ROOMS: dict[str, str] = {

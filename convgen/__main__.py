@@ -14,6 +14,11 @@ from convgen.errors import ConvgenError, InternalError, UserError
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON value instead.")
 
+_TARGETS = (
+    "native, x86-64-v2, x86-64-v3, x86-64-v4 or aarch64; x86-64: AVX2 and AVX-512 in one. "
+    "Repeatable for several levels in one bundle."
+)
+
 
 def _example(text: str) -> str:
     """An epilogue that shows one call, unwrapped."""
@@ -194,6 +199,61 @@ def _show_network(found: Any, as_json: bool) -> None:
     ]
     cells.append(("", "total", "", *(f"{v:,}" for v in totals.values())))
     _print_table(("", "layer", "output", "parameters", "multiply-adds"), cells)
+
+
+@cli.command(epilog=_example("convgen build zoo:lenet5 --input 32,1,28,28 -o out --name lenet5"))
+@click.argument("subject")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder.")
+@click.option("--name", help="Prefix of every symbol and file.")
+@click.option("--target", "targets", multiple=True, help=_TARGETS)
+@click.option("--weights", type=click.Choice(["file", "embedded", "argument"]))
+@click.option("--backward/--no-backward", default=True, show_default=True)
+@click.option("--loss", help="With --optimizer: add a training step, such as CrossEntropyLoss().")
+@click.option("--optimizer", help="Such as 'SGD(momentum=0.9)'.")
+@click.option("--shape", "shapes", multiple=True, help="NAME=EXTENT,... of a formula's tensor.")
+@click.option("--input", "input_shape", help="Shape of a layer's or network's input, with batch.")
+@_JSON
+def build(
+    subject: str,
+    output: Path,
+    name: str | None,
+    targets: tuple[str, ...],
+    weights: str | None,
+    backward: bool,
+    loss: str | None,
+    optimizer: str | None,
+    shapes: tuple[str, ...],
+    input_shape: str | None,
+    as_json: bool,
+) -> None:
+    """Write files that any C, C++ or Python program can use: object, libraries, header, example.
+
+    SUBJECT is a formula with --shape, a layer such as 'Conv2d(3, 8, 3)' with --input, FILE.py:NAME
+    (that file is run), zoo:NAME[,key=value], or a saved network.
+    """
+    from convgen.interop.aot.command import build as run
+    from convgen.runtime import subject as subjects
+    from convgen.zoo import NETWORKS
+
+    found = subjects.resolve(subject, shapes=shapes, input=input_shape, zoo=NETWORKS)
+    if found.ran is not None:
+        click.echo(f"ran {found.ran}", err=True)
+    made = run(
+        found,
+        subject,
+        output,
+        name=name,
+        targets=targets,
+        weights=weights,
+        backward=backward,
+        loss=loss,
+        optimizer=optimizer,
+    )
+    if as_json:
+        facts = {"folder": str(made.folder), "name": made.name, "files": made.files}
+        click.echo(json.dumps(facts | {"object_bytes": made.object_bytes, "notes": made.notes}))
+        return
+    click.echo(str(made))
 
 
 @cli.group()

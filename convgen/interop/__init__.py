@@ -1,0 +1,1 @@
+"""Doors to other tools: bundles for C, C++ and Python."""

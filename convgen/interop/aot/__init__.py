@@ -1,0 +1,1 @@
+"""Bundles: kernels as files that need nothing of convgen."""
