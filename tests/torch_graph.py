@@ -112,6 +112,7 @@ def _space_time(layer, p, training, x):
 RUN = {
     "Conv2d": _conv(F.conv2d),
     "Conv3d": _conv(F.conv3d),
+    "SpaceTimeConv3d": _space_time,
     "ConvTranspose2d": _conv_transpose,
     "BatchNorm2d": _batch_norm,
     "MaxPool2d": _max_pool(F.max_pool2d),

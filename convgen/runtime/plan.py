@@ -57,6 +57,18 @@ class Region:
     parent: Region | None = None
     start: int = 0
 
+    def touch(self, call: int) -> None:
+        """Record that a call uses the region."""
+        self.first, self.last = min(self.first, call), max(self.last, call)
+        if self.parent is not None:
+            self.parent.touch(call)
+
+    def keep(self) -> None:
+        """Never share the region's memory."""
+        self.kept = True
+        if self.parent is not None:
+            self.parent.keep()
+
     @property
     def bytes(self) -> int:
         total = self.dtype.bytes
@@ -107,8 +119,7 @@ class PlanBuilder:
             if place is None:
                 name = f"{len(self.calls)}.{title}.{buffer.name}"
                 place = self.region(name, (built.bytes_of(buffer),), _BYTE)
-            place.first = min(place.first, len(self.calls))
-            place.last = max(place.last, len(self.calls))
+            place.touch(len(self.calls))
             places.append(place)
         self.calls.append(Call(title, built, tuple(places)))
 
@@ -170,8 +181,16 @@ class Plan:
         region = self._by_name[name]
         if region.array is not None:
             return region.array
-        flat = self.arena[region.offset : region.offset + region.bytes]
+        flat = self._memory(region)[: region.bytes]
         return flat.view(region.dtype.numpy_name).reshape(region.shape)
+
+    def _memory(self, region: Region) -> NDArray[np.uint8]:
+        """The bytes from the beginning of a region on."""
+        if region.array is not None:
+            return region.array.reshape(-1).view(np.uint8)
+        if region.parent is not None:
+            return self._memory(region.parent)[region.start :]
+        return self.arena[region.offset :]
 
     def run(self, threads: int) -> None:
         """Run all calls in order."""
@@ -284,13 +303,11 @@ class NetworkTape:
 
     def _place(self, node: Node, number: int) -> Region:
         value = self.graph.values[number]
+        region = self.builder.region(f"value{number}", value.shape, value.dtype)
         if node.layer.is_view:
-            region = self.values[node.inputs[0]]
-            if number in self.kept:
-                region.kept = True
-        else:
-            kept = number in self.kept
-            region = self.builder.region(f"value{number}", value.shape, value.dtype, kept=kept)
+            region.parent = self.values[node.inputs[0]]
+        if number in self.kept:
+            region.keep()
         self.values[number] = region
         return region
 

@@ -249,3 +249,14 @@ def test_initial_weights_follow_torch():
     assert abs(state["0.weight"].std() / theirs.weight.std().item() - 1) < 0.02
     assert np.abs(state["0.weight"]).max() <= 1 / 20
     assert (state["1.weight"] == 1).all() and (state["1.running_mean"] == 0).all()
+
+
+def test_a_network_may_end_in_a_view():
+    network = Network(nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Flatten()), [(4, 2, 3, 3)])
+    x = np.random.default_rng(0).standard_normal((6, 2, 3, 3)).astype(np.float32)
+    assert network.predict(x).shape == (6, 27)
+    y = np.arange(6) % 27
+    fit(network, x, y, epochs=1)
+    assert 0 <= network.evaluate(x, y) <= 1
+    alone = Network(nn.Sequential(nn.Flatten()), [(4, 2, 3, 3)])
+    assert np.array_equal(alone.predict(x), x.reshape(6, 18))

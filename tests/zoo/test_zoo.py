@@ -86,7 +86,7 @@ def test_show_prints_the_counts():
 # Small enough for a step in float64: width, input shape without the batch, other options.
 SMALL = {
     "lenet5": (0.5, None, {}),
-    "alexnet": (0.02, (3, 67, 67), {}),
+    "alexnet": (0.02, None, {}),
     "zfnet": (0.02, None, {}),
     "overfeat": (0.02, None, {}),
     "vgg11_lrn": (0.04, (3, 224, 224), {}),
@@ -106,7 +106,7 @@ SMALL = {
     "dcgan_discriminator": (0.05, None, {}),
     "unet": (0.05, (1, 32, 32), {}),
     "stunet": (0.1, (3, 4, 8, 8), {}),
-    "mobilenetv2": (0.2, (3, 32, 32), {}),
+    "mobilenetv2": (0.2, (3, 64, 64), {}),
     "mlp": (0.05, None, {}),
 }
 QUICK = ("lenet5", "resnet18", "unet", "segnet", "tiled_cnn", "mlp")
