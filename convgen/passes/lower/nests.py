@@ -142,7 +142,7 @@ def _rename_domain(domain: Domain, values: Mapping[str, Affine]) -> Domain:
 def _fresh(name: str, taken: set[str]) -> str:
     if name not in taken:
         return name
-    number = 2
-    while f"{name}_{number}" in taken:
+    stem, number = name.rstrip("'"), 2  # primes stand last in a name or not at all
+    while f"{stem}_{number}" in taken:
         number += 1
-    return f"{name}_{number}"
+    return f"{stem}_{number}"

@@ -86,6 +86,8 @@ class Pack(Directive):
                 expected="an operand as the caller or a stage stores it",
                 got=f"a {source.role} buffer",
             )
+        if not source.shape:
+            self.refuse(nest, f"{self.buffer} is one number", expected="an operand with dimensions")
         if any(s.buffer == self.buffer for s in nest.stores):
             self.refuse(nest, f"{nest.name} writes {self.buffer} itself", expected="a pure operand")
         if merged_edges(reads) is None:

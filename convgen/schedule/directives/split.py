@@ -132,6 +132,8 @@ class Cover(Directive):
             self.refuse(
                 nest, "tiles must have sizes", expected="sizes of at least 1", got=str(self.sizes)
             )
+        if loop.extent == 0:
+            self.refuse(nest, f"{self.axis} never runs", expected="an extent above 0", got="0")
         if exact_cover(loop.extent, self.sizes) is None:
             pair = best_cover(loop.extent, max(self.sizes))
             sizes = ", ".join(str(s) for s in sorted(set(pair), reverse=True))

@@ -27,6 +27,7 @@ from convgen.symbolic.expr import (
     Stage,
     substitute,
 )
+from convgen.symbolic.indexmath import ceil_div
 
 TAPS = {"t": "r", "t'": "s", "t''": "q"}
 
@@ -294,7 +295,13 @@ def _merge_class_group(group: list[Definition], dim: int, hint: str) -> Definiti
         return None
     if any(isinstance(r.hi, Size) for r in ranges):
         return None
-    extent = group[0].outs[0].tensor.shape[dim]
+    counts = {
+        i.constant: int(r.hi)  # type: ignore[arg-type]
+        for i, r in zip(index, ranges, strict=True)
+    }
+    extent = sum(counts.values())  # the classes together are the first elements, or stay apart
+    if any(count != ceil_div(extent - c, modulus) for c, count in counts.items()):
+        return None
     settled = [_counted_from_reads(p, own) for p in group]
     number = hint
     while number in group[0].domain or any(number in r.domain for p in group for r in p.reduces):
