@@ -8,6 +8,7 @@ from layer_check import check, errors_of
 
 from convgen.errors import ShapeError
 from convgen.layers import pooling, resizing, unpooling
+from convgen.symbolic.derive import split
 
 SIZES = {1: (2, 3, 7), 2: (2, 2, 7, 5), 3: (1, 2, 5, 4, 3)}
 
@@ -146,3 +147,11 @@ def test_windows_of_sizes_whose_quotients_floats_round():
     for size, out in (((7, 1), (6, 7)), ((49, 10), (48, 7)), ((23, 3), (22, 49))):
         ours, theirs = both("AdaptiveAvgPool2d", out)
         check(ours, (1, 1, *size), lambda t, f=theirs: f(t["X"]))
+
+
+def test_the_gradient_of_interpolation_visits_neighbours_only():
+    """No sum of the adjoint runs over the whole enlarged map."""
+    layer = resizing.Upsample(size=(91, 90), mode="bilinear", align_corners=True)
+    behind = split(layer.program((1, 1, 46, 45)), ["X"])[1]
+    sums = [r.domain for s in behind.stages for p in s.pieces for r in p.reduces]
+    assert sums and all(axis.hi - axis.lo <= 6 for d in sums for axis in d.ranges)

@@ -149,6 +149,9 @@ def finish_branch(
     branch.conditions += [Constraint("==", e) for e in branch.extras]
     changed = True
     while changed:
+        changed = _drop_slack(branch)
+    changed = True
+    while changed:
         served = needless(term, vanish, branch.solution)
         bounds = branch.bounds()
         kept: dict[Constraint, None] = {}
@@ -198,36 +201,50 @@ def _cut_regions(branch: Branch) -> bool:
     return changed
 
 
+def _drop_slack(branch: Branch) -> bool:
+    """A digit that one equation alone mentions only says that the rest lies within its range:
+    ``9*h + q == 4*x`` with 0 <= q < 9 is ``0 <= 4*x - 9*h <= 8``."""
+    for condition in list(branch.conditions):
+        if condition.kind != "==" or not condition.value.is_plain:
+            continue
+        others = [c.value for c in branch.conditions if c is not condition]
+        used = {n for v in (*others, *branch.solution.values()) for n in v.names()}
+        for name in branch.own(condition.value):
+            unit = abs(condition.value.coefficient(name)) == 1
+            if unit and name.startswith("__") and name not in used:
+                branch.conditions.remove(condition)
+                branch.eliminate(name, isolate(condition.value, name))
+                return True
+    return False
+
+
 def _narrow_sums(branch: Branch) -> bool:
     """An axis of the sum that the conditions keep within a window of constant width counts from
-    the window's start: ``2*y <= h <= 2*y + 1`` makes h = 2*y + t."""
+    the window's start: ``2*y <= h <= 2*y + 1`` makes h = 2*y + t, ``9*h <= 4*x <= 9*h + 8`` makes
+    x = (9*h + 3) // 4 + t."""
     for name, known in list(branch.unknowns.items()):
-        lows = [isolate(c.value, name) for c in branch.conditions if _bounds_below(c, name)]
-        highs = [
-            isolate(c.value, name)
-            for c in branch.conditions
-            if c.kind == "<=" and c.value.coefficient(name) == 1 and c.value.is_plain
-        ]
+        slopes = [(c, c.value.coefficient(name)) for c in branch.conditions if _is_bound(c)]
         start, stop = span(known)
-        for low, high in itertools.product(lows, highs):
-            width = high - low
-            if not width.is_constant or width.constant + 1 >= stop - start:
+        for (low, down), (high, up) in itertools.product(slopes, slopes):
+            if not down == -up < 0:
                 continue
-            if not low.names() or any(n in branch.unknowns for n in low.names()):
+            least, most = low.value.without(name), -1 * high.value.without(name)
+            width = most - least
+            if not width.is_constant or width.constant // up + 1 >= stop - start:
+                continue
+            if not least.names() or any(n in branch.unknowns for n in least.names()):
                 continue
             fresh = branch.fresh("t")
-            branch.unknowns[fresh] = Range(fresh, 0, max(0, width.constant + 1))
-            branch.eliminate(name, low + Affine.of(fresh))
+            branch.unknowns[fresh] = Range(fresh, 0, max(0, width.constant // up + 1))
+            branch.conditions.remove(low)  # the window's start is the first that meets it
+            first = least if up == 1 else (least + (up - 1)) // up
+            branch.eliminate(name, first + Affine.of(fresh))
             return True
     return False
 
 
-def _bounds_below(condition: Constraint, name: str) -> bool:
-    return (
-        condition.kind == "<="
-        and condition.value.coefficient(name) == -1
-        and condition.value.is_plain
-    )
+def _is_bound(condition: Constraint) -> bool:
+    return condition.kind == "<=" and condition.value.is_plain
 
 
 def _part(branch: Branch, term: Term, names: tuple[str, ...]) -> Part:
