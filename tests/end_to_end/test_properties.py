@@ -274,6 +274,13 @@ def test_gradients_are_the_exact_jacobian(block: int) -> None:
         check_gradient(seed)
 
 
+@pytest.mark.parametrize("seed", [2083, 2168, 2188, 2230, 2250])
+def test_gradients_once_wrong(seed: int) -> None:
+    """Two reduces over one axis that bodies read; loops that never run; classes that are merged
+    although they end early; operands that are one number."""
+    check_gradient(seed)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("block", range(200, 240))
 def test_gradients_of_many(block: int) -> None:
