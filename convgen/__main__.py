@@ -256,6 +256,31 @@ def build(
     click.echo(str(made))
 
 
+@cli.command(epilog=_example("convgen verify --certify"))
+@click.option("--certify", is_flag=True, help="Make a certificate for every kernel of the cache.")
+@_JSON
+def verify(certify: bool, as_json: bool) -> None:
+    """Re-check the cache of compiled kernels: digests, and certificates where there are some.
+
+    Damaged records are named and built again. The status is 1 when a claim of a certificate fails.
+    """
+    from convgen.runtime.verify import verify_cache
+
+    found: list[Any] = []
+    for finding in verify_cache(certify_all=certify):
+        found.append(finding)
+        if not as_json:
+            click.echo(str(finding))
+    if as_json:
+        click.echo(json.dumps([finding.as_json() for finding in found], indent=1))
+    else:
+        states = [finding.state for finding in found]
+        counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
+        click.echo(f"{len(found)} kernels" + (f": {counts}" if counts else ""))
+    if any(finding.state == "refuted" for finding in found):
+        sys.exit(1)
+
+
 @cli.group()
 def bench() -> None:
     """Measure this machine and the kernels convgen makes for it."""

@@ -26,7 +26,7 @@ from convgen.passes.flatten.proof import check_memory
 from convgen.passes.lower import lower
 from convgen.symbolic.derive import adjoint, grad, split
 from convgen.symbolic.duals import vjp
-from convgen.symbolic.evaluate import Array, evaluate
+from convgen.symbolic.evaluate import Array, evaluate, is_rational
 from convgen.symbolic.evaluate_scalar import Numbers, primal
 from convgen.symbolic.expr import Tensor, fixed
 from convgen.symbolic.program import Origin, Program
@@ -164,8 +164,7 @@ def _extents(domain: Any) -> list[int]:
 
 
 def _nature(program: Program) -> tuple[bool, bool]:
-    """(signed, exact): whether values of any sign may be given, and whether results are rational
-    then."""
+    """(signed, exact): whether any sign may be given, and whether results are rational then."""
     for signed in (True, False):
         with np.errstate(all="ignore"):
             try:
@@ -175,8 +174,8 @@ def _nature(program: Program) -> tuple[bool, bool]:
         values = [primal(v) for array in found.values() for v in array.data]
         # ±inf is the maximum of nothing; nan says that the numbers given were no good.
         if all(v == v and not isinstance(v, complex) for v in values):
-            return signed, not any(isinstance(v, float) and math.isfinite(v) for v in values)
-    return False, False
+            return signed, is_rational(program)
+    return False, is_rational(program)
 
 
 def plain_inputs(program: Program, signed: bool, seed: int = 0) -> dict[str, Array]:

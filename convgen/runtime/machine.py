@@ -24,7 +24,7 @@ from convgen.types import DTYPES
 # The largest error by the dtype of the result; integers are exact.
 BOUNDS = {"float32": 1e-5, "float64": 1e-12}
 _SAMPLES = 32  # elements of each result
-_READS = 400_000  # elements read for them
+_READS = 150_000  # elements read for them
 _ALIGN = 64
 
 Array = np.ndarray[Any, Any]

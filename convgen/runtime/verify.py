@@ -31,6 +31,7 @@ from convgen.runtime.checks import (
     small_of,
 )
 from convgen.runtime.machine import check_machine
+from convgen.symbolic.evaluate import is_rational
 from convgen.symbolic.parse import parse
 from convgen.symbolic.program import Origin, Program
 from convgen.target import Target
@@ -87,7 +88,8 @@ def certify(program: Program, built: Built, *, schedule_given: bool = False) -> 
     small = small_of(program)
     kernel = lower(program)
     stages = pipeline.build_stages(kernel, built.schedule or None, built.target)
-    signed, exact = (small.signed, small.exact) if small is not None else (True, False)
+    signed = small is None or small.signed
+    exact = is_rational(program) if small is None else small.exact
     checks = (
         check_writes(program),
         check_bounds(program, stages),

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
+
 from convgen.errors import DataError, FormulaError
 from convgen.symbolic.evaluate_body import (
     Point,
@@ -23,6 +25,7 @@ from convgen.symbolic.evaluate_body import (
 from convgen.symbolic.evaluate_reduce import compile_reduce
 from convgen.symbolic.evaluate_scalar import Arithmetic, Lifted, Number, Numbers, primal
 from convgen.symbolic.expr import Definition, Result, Size, Stage, Tensor
+from convgen.symbolic.functions import sigmoid
 from convgen.symbolic.program import Program
 
 
@@ -92,6 +95,26 @@ def evaluate(
     kind: Numbers = numbers or ("exact" if exact else "float")
     run = Run(program, inputs, Arithmetic(kind), magnitude=magnitude)
     return run.results(temporaries)
+
+
+_IRRATIONAL = (sympy.exp, sympy.log, sympy.tanh, sympy.erf, sigmoid, sympy.NumberSymbol)
+
+
+def is_rational(program: Program) -> bool:
+    """True when rational inputs give rational results: no exp, no root, no irrational number.
+
+    >>> from convgen.symbolic.parse import parse
+    >>> [is_rational(parse(f"Y[i] = {body}", X=(3,))) for body in ("X[i]**2 / 3", "sqrt(X[i])")]
+    [True, False]
+    """
+    bodies = [b for stage in program.stages for p in stage.pieces for b, _ in p.bodies()]
+    for stage in program.stages:
+        for reduce in (r for p in stage.pieces for r in p.reduces):
+            kind = reduce.reduction
+            bodies += [*kind.lift, *kind.combine, *kind.project]
+    return not any(
+        b.has(*_IRRATIONAL) or any(not p.exp.is_integer for p in b.atoms(sympy.Pow)) for b in bodies
+    )
 
 
 class Magnitude(Lifted):

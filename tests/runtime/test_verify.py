@@ -1,0 +1,254 @@
+"""Certificates: every claim holds for what convgen makes, and fails for what is wrong."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+
+from convgen.__main__ import cli
+from convgen.layers.activation import Softmax
+from convgen.layers.convolution import Conv2d
+from convgen.layers.normalization import BatchNorm2d
+from convgen.layers.pooling import MaxPool2d
+from convgen.passes import pipeline
+from convgen.runtime import cache, checks, machine, verify
+from convgen.runtime.build import build_program
+from convgen.runtime.kernel import compile
+from convgen.symbolic.derive import grad, split
+from convgen.symbolic.parse import parse
+from convgen.symbolic.program import Origin
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONVGEN_CACHE_DIR", str(tmp_path / "kernels"))
+    return tmp_path / "kernels"
+
+
+def claims(certificate):
+    return {check.claim: check.passed for check in certificate.checks}
+
+
+LAYER = Conv2d(6, 8, 3, stride=2, padding=1, groups=2).program((3, 6, 14, 17))
+ALL = {"writes": True, "bounds": True, "gradient": True, "loops": True, "machine code": True}
+
+
+@pytest.mark.parametrize("program", [LAYER, grad(LAYER, ["X"])], ids=["forward", "gradient"])
+def test_every_claim_of_a_convolution(program):
+    certificate = compile(program).certificate()
+    assert claims(certificate) == ALL
+    facts = {c.claim: c.facts for c in certificate.checks}
+    assert facts["gradient"]["arithmetic"] == "exact" and facts["gradient"]["difference"] == 0
+    assert facts["gradient"]["pieces"] >= 4  # residue classes of stride 2 in two dimensions
+    rows = facts["machine code"]["results"].values()
+    assert all(r["elements"] == 32 and r["error"] < 1e-6 for r in rows)
+    assert json.loads(json.dumps(certificate.as_json())) == certificate.as_json()
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        Softmax().program((4, 9)),
+        BatchNorm2d(4).program((3, 4, 5, 6)),
+        grad(MaxPool2d(3, stride=2, padding=1).program((2, 3, 9, 8))),
+        split(Softmax().program((4, 9)))[1],
+    ],
+    ids=["softmax", "batch norm", "max pool gradient", "softmax backward"],
+)
+def test_every_claim_of_other_layers(program):
+    certificate = compile(program).certificate()
+    assert claims(certificate) == ALL, str(certificate)
+
+
+def test_what_is_not_polynomial_is_checked_in_fifty_digits():
+    check = checks.check_gradient(p := Softmax().program((4, 9)), checks.small_of(p))
+    assert check.passed and check.facts["arithmetic"] == "50 digits"
+    assert 0 <= check.facts["difference"] <= 1e-30
+
+
+def test_a_second_order_gradient_is_certified():
+    layer = parse("Y[y] = sum(r: X[2*y + r] * W[r])", X=(9,), W=(3,))
+    twice = grad(grad(layer, ["W"]), ["X"])
+    assert claims(compile(twice).certificate()) == ALL
+
+
+def test_the_same_kernel_has_the_same_certificate_and_keeps_it():
+    kernel = compile(LAYER)
+    first, second = kernel.certificate(), kernel.certificate()
+    assert first.as_json() == second.as_json()
+    assert verify.stored_certificate(first.key) == first.as_json()
+    assert "passed; integer proof" in str(first)
+
+
+def test_an_own_schedule_is_checked_with_its_factors():
+    layer = parse("Y[n, k] = sum(c: X[n, c] * W[k, c])", X=(64, 48), W=(40, 48))
+    kernel = compile(layer, schedule="split(n, 8); reorder(n_out, k, c, n_in); unroll(n_in)")
+    check = next(c for c in kernel.certificate().checks if c.claim == "loops")
+    assert check.passed and check.facts["own_schedule"] == 0.0
+    assert "X[8, 3]" in check.at[0]
+
+
+def test_small_members_have_every_piece():
+    for mode in ("zeros", "reflect", "circular"):
+        layer = Conv2d(4, 8, 3, stride=3, padding=2, dilation=2, padding_mode=mode)
+        program = layer.program((4, 4, 30, 31))
+        small = checks.small_of(program)
+        pieces = [checks.piece_counts(grad(p)) for p in (program, small.base)]
+        assert pieces[0] == pieces[1]
+        assert checks.cost(small.base) < 100_000
+
+
+# --------------------------------------------------------------------------------- mutants
+
+
+def wrong(program, old, new):
+    """A program whose text has one thing changed, with the origin of the right one."""
+    text = str(program)
+    assert old in text
+    return replace(parse(text.replace(old, new)), origin=program.origin)
+
+
+def test_mutant_gradient_formula():
+    right = grad(LAYER, ["W"])
+    for old, new in (("2*y + r - 1", "2*y + r"), ("2*x + s", "x + s"), ("dY[n, 4", "-dY[n, 4")):
+        mutant = wrong(right, old, new)
+        assert checks.check_gradient(mutant, checks.small_of(right)).passed is False
+    assert checks.check_gradient(right, checks.small_of(right)).passed
+
+
+def test_mutant_derivation(monkeypatch):
+    """A derivation that goes wrong everywhere is caught by the dual numbers."""
+    layer = parse("Y[y] = sum(r: X[2*y + r - 1] * W[r]) for y < 6", X=(12,), W=(3,))
+
+    def careless(program, wrt=None, *, flip=False):
+        found = grad(program, wrt, flip=flip)
+        if "dX" not in [t.name for t in found.outputs]:
+            return found
+        text = str(found).replace("W[1]", "W[0]")
+        return replace(parse(text), origin=Origin("grad", program, tuple(wrt or "XW"), flip))
+
+    assert checks.check_gradient(layer, checks.small_of(layer)).passed
+    monkeypatch.setattr(checks, "grad", careless)
+    assert checks.check_gradient(layer, checks.small_of(layer)).passed is False
+
+
+def test_mutant_loops(monkeypatch):
+    """A schedule that drops an iteration is caught by the interpreter."""
+    staged = pipeline.build_stages
+
+    def careless(kernel, schedule, target):
+        found = staged(kernel, schedule, target)
+        nest = found.scheduled.phases[0].body[-1]
+        loop = next(lp for lp in nest.loops if lp.extent > 1)
+        short = replace(
+            nest,
+            loops=tuple(
+                replace(lp, extent=lp.extent - 1) if lp is loop else lp for lp in nest.loops
+            ),
+        )
+        phase = replace(
+            found.scheduled.phases[0], body=(*found.scheduled.phases[0].body[:-1], short)
+        )
+        scheduled = replace(found.scheduled, phases=(phase, *found.scheduled.phases[1:]))
+        return replace(found, scheduled=scheduled)
+
+    layer = parse("Y[n] = sum(c: X[n, c])", X=(16, 8))
+    small, built = checks.small_of(layer), build_program(layer)
+    given = (layer, small, "split(n, 4)", built.target, True)
+    assert checks.check_loops(*given).passed
+    monkeypatch.setattr(checks.pipeline, "build_stages", careless)
+    assert checks.check_loops(*given).passed is False
+
+
+@pytest.mark.parametrize(
+    "old, new", [("2*y", "y"), ("r - 1", "r"), ("* W[k, c, r, s]", "* W[k, c, s, r]")]
+)
+def test_mutant_machine_code(old, new):
+    """Machine code of another formula is not within the bound."""
+    program = Conv2d(3, 4, 3, stride=2, padding=1).program((2, 3, 12, 14))
+    program = replace(program, origin=None)
+    text = str(program).replace("]   for", "]    for")
+    built = build_program(program)
+    other = parse(text.replace(old, new) + ("" if " for " in text else ""))
+    assert machine.check_machine(program, built, signed=True, exact=True).passed
+    assert machine.check_machine(other, built, signed=True, exact=True).passed is False
+
+
+def test_mutant_writes_and_bounds():
+    twice = parse("Y[i] = X[i]", X=(4,))
+    stage = twice.stages[0]
+    mutant = replace(twice, stages=(replace(stage, pieces=stage.pieces * 2),))
+    check = checks.check_writes(mutant)
+    assert check.passed is False and "written twice" in check.facts["error"]
+
+
+# ----------------------------------------------------------------------------------- verify
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli, ["verify", *arguments])
+
+
+def test_verify_a_sound_cache():
+    kernel = compile(LAYER)
+    kernel.certificate()
+    compile(parse("Y[i] = 2 * X[i]", X=(8,)))
+    found = json.loads(run("--json").output)
+    assert sorted(f["state"] for f in found) == ["sound", "sound"]
+    assert [f["certificate"] is not None for f in found].count(True) == 1
+    result = run("--certify")
+    assert result.exit_code == 0 and "2 kernels: 2 sound" in result.output
+
+
+@pytest.mark.parametrize("place", [-1, 60, 20])
+def test_verify_names_damage_and_builds_again(own_cache, place):
+    program = parse("Y[i] = 3 * X[i] + 1", X=(8,))
+    key = build_program(program).key
+    path = own_cache / f"{key}.record"
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0xFF
+    path.write_bytes(data)
+    (finding,) = verify.verify_cache()
+    assert finding.damage.startswith("its digest does not fit")
+    if place == 60:  # in the header: what it was made from cannot be believed
+        assert finding.state == "removed" and not path.exists()
+    else:
+        assert finding.state == "rebuilt" and cache.load(key) is not None
+        assert next(iter(verify.verify_cache())).state == "sound"
+
+
+def test_verify_rebuilds_from_the_certificate(own_cache):
+    kernel = compile(parse("Y[i] = 3 * X[i] + 1", X=(8,)))
+    key = kernel.certificate().key
+    (own_cache / f"{key}.record").write_bytes(b"")
+    (finding,) = verify.verify_cache()
+    assert (finding.state, finding.certificate["passed"]) == ("rebuilt", True)
+    assert run().exit_code == 0
+
+
+def test_verify_renews_a_damaged_certificate(own_cache):
+    key = compile(parse("Y[i] = 3 * X[i]", X=(8,))).certificate().key
+    (own_cache / f"{key}.certificate").write_bytes(b"nothing")
+    (finding,) = verify.verify_cache()
+    assert (finding.state, finding.damage) == ("sound", "its certificate was damaged")
+    assert verify.stored_certificate(key)["passed"]
+
+
+def test_verify_leaves_what_other_versions_made(monkeypatch):
+    compile(parse("Y[i] = 3 * X[i]", X=(8,)))
+    monkeypatch.setattr(cache, "sources_digest", lambda: "another")
+    (finding,) = verify.verify_cache(certify_all=True)
+    assert finding.state == "old"
+
+
+def test_facts_that_were_changed_are_not_believed(own_cache):
+    """A record with a right digest and another program under the key is not what the key says."""
+    key = build_program(parse("Y[i] = 3 * X[i]", X=(8,))).key
+    record = cache.load(key)
+    facts = {**record.facts, "made_from": {**record.facts["made_from"], "program": "program p"}}
+    cache.store(key, cache.Record(facts, record.blobs))
+    (finding,) = verify.verify_cache()
+    assert finding.state == "old"
