@@ -272,7 +272,7 @@ def _value(
         body, constraints = _turn(body, constraints, sums, ranges)
     coefficient, core = body.as_coeff_Mul()
     coefficient *= part.factor
-    if not sums and not constraints:
+    if not sums and not constraints and not _may_leave_out(core, bounds):
         return coefficient * core
     if not sums:
         sums = [Range(names.take("t"), 0, 1)]
@@ -281,6 +281,19 @@ def _value(
         coefficient *= outer
     reduces.append(Reduce(Domain(tuple(sums), tuple(constraints)), SUM, core))
     return coefficient * Result(len(reduces) - 1)
+
+
+def _may_leave_out(core: Expr, bounds: Mapping[str, tuple[int, int]]) -> bool:
+    """True where the body reads what its boundary leaves out: such a term needs a sum around it."""
+    for access in accesses_of(core):
+        for index, extent, kind in zip(
+            access.index, access.tensor.shape, access.boundary, strict=True
+        ):
+            if kind.name == "omit" and isinstance(extent, int) and index.names() <= bounds.keys():
+                low, high = index.bounds(bounds)
+                if low < 0 or high >= extent:
+                    return True
+    return False
 
 
 def _split_factors(core: Expr, over: set[str]) -> tuple[Expr, Expr]:
