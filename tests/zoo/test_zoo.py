@@ -161,3 +161,22 @@ def without_dropout(module):
         elif isinstance(child, cg.nn.Module):
             without_dropout(child)
     return module
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    "name",
+    ["alexnet", "vgg16", "googlenet", "resnet50", "densenet121", "alphago", "mobilenetv2"],
+)
+def test_full_size_forward_equals_torch(name):
+    torch = pytest.importorskip("torch")
+    from torch_graph import TorchGraph
+
+    maker, shape = NETWORKS[name]
+    network = Network(maker(), [(1, *shape)], mode="infer", seed=2)
+    x = np.random.default_rng(1).standard_normal((1, *shape)).astype(np.float32)
+    with torch.no_grad():
+        theirs = TorchGraph(network.graph, network.state_dict(), torch.float32)
+        expected = theirs(torch.tensor(x)).numpy()
+    found = network.predict(x)
+    assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
