@@ -184,11 +184,11 @@ class Broadcast:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """FLAT only: one lane of a vector."""
+    """FLAT only: `lanes` lanes of a vector from `lane` on; one of them is a scalar."""
 
     value: Expr
     lane: int
-    lanes: Literal[1] = 1
+    lanes: int = 1
 
     @property
     def dtype(self) -> DType:
@@ -302,7 +302,8 @@ class ReduceNode:
     all guards hold. `position` is the row-major position in the reduced ranges.
     `carried`: the states of the tile are held in registers through the reduce loops.
     `factored`: names of reduce loops whose iterations keep states of their own, joined at the end
-    in loop order (rfactor)."""
+    in loop order (rfactor). `beside`: an earlier reduce in whose loops this one runs, together
+    with it point by point; it has no loops of its own and the same `factored`."""
 
     combiner: Combiner
     body: Expr
@@ -310,6 +311,7 @@ class ReduceNode:
     position: Affine
     carried: bool = False
     factored: tuple[str, ...] = ()
+    beside: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,6 +359,11 @@ class Nest:
             if loop.name == name:
                 return loop
         raise KeyError(name)
+
+    def leader(self, number: int) -> int:
+        """The reduce in whose loops that reduce runs: itself or the one it is beside."""
+        beside = self.reduces[number].beside
+        return number if beside is None else beside
 
 
 # ---------------------------------------------------------------------------------------------

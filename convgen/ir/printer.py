@@ -98,7 +98,8 @@ def text_of(expr: Expr, names: Names | None = None, outer: int = 0) -> str:
     if isinstance(expr, Broadcast):
         return f"splat({text_of(expr.value)}, {expr.lanes})"
     if isinstance(expr, Lane):
-        return f"{text_of(expr.value, names, 9)}.lane({expr.lane})"
+        run = f"{expr.lane}" if expr.lanes == 1 else f"{expr.lane} : {expr.lanes}"
+        return f"{text_of(expr.value, names, 9)}.lane({run})"
     if isinstance(expr, Const):
         number = _number(expr)
         return number if expr.lanes == 1 else f"splat({number}, {expr.lanes})"
@@ -299,12 +300,14 @@ def _reduce_lines(nest: Nest, number: int, tile: list[Loop], pad: str, lines: li
     notes = ["in registers"] if reduce.carried else []
     if reduce.factored:
         notes.append("one for each " + ", ".join(reduce.factored))
+    if reduce.beside is not None:
+        notes.append(f"in one go with {names.reduces[reduce.beside]}")
     start = ", ".join(text_of(c) for c in reduce.combiner.identity)
     tail = f"  # {', '.join(notes)}" if notes else ""
     lines.append(f"{pad}{name}{tiled} = {start}{tail}")
     inner = pad
     for loop in nest.loops[_first_reduce(nest) :]:
-        if loop.reduce in (None, number):
+        if loop.reduce in (None, nest.leader(number)):
             inner = _open_loop(nest, loop, inner, lines)
     inner = _open_guards(reduce.guards, names, inner, lines)
     lines.append(f"{inner}{name} = {_combined(name, reduce, names)}")

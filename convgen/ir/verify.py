@@ -185,7 +185,10 @@ class _Verifier:
             self._names(guard.value, axes, f"{where}: guard")
         self._names(reduce.position, axes, f"{where}: position")
         self._expr(reduce.body, _Scope(where, axes, in_reduce=True))
-        own = {lp.name for lp in nest.loops if lp.reduce == number}
+        leader = nest.leader(number)
+        chained = leader > number or nest.leader(leader) != leader
+        _want(not chained, where, "beside an earlier reduce with loops", leader)
+        own = {lp.name for lp in nest.loops if lp.reduce == leader}
         _want(
             set(reduce.factored) <= own,
             where,
@@ -277,8 +280,8 @@ class _Verifier:
             _want(expr.value.lanes == 1, f"{where}: splat", "1 lane", expr.value.lanes)
         elif isinstance(expr, Lane):
             self._expr(expr.value, scope)
-            lanes = expr.value.lanes
-            _want(0 <= expr.lane < lanes, f"{where}: lane", f"below {lanes}", expr.lane)
+            lanes, stop = expr.value.lanes, expr.lane + expr.lanes
+            _want(0 <= expr.lane < stop <= lanes, f"{where}: lane", f"below {lanes}", expr.lane)
 
     def _load(self, load: Load, scope: _Scope) -> None:
         at = f"{scope.where}: load of {load.buffer}"

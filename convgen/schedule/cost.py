@@ -151,7 +151,7 @@ def facts_of(nest: Nest, kernel: Kernel, target: Target) -> Facts:
         operands=operands,
         lanes=lanes,
         registers=target.vector_registers - 2,
-        states=max((len(r.combiner.dtypes) for r in nest.reduces), default=0),
+        states=_states(nest),
         operations=float(operations),
         epilogue=float(epilogue),
         store_strides=tuple(
@@ -164,6 +164,15 @@ def facts_of(nest: Nest, kernel: Kernel, target: Target) -> Facts:
         l2=target.l2,
         l3=target.l3,
     )
+
+
+def _states(nest: Nest) -> int:
+    """State components that are live together at one point of the tile."""
+    found: dict[int, int] = {}
+    for number, reduce in enumerate(nest.reduces):
+        leader = nest.leader(number)
+        found[leader] = found.get(leader, 0) + len(reduce.combiner.dtypes)
+    return max(found.values(), default=0)
 
 
 def _operand(load: Load, nest: Nest, kernel: Kernel, body: bool, written: set[str]) -> Operand:

@@ -39,8 +39,9 @@ from convgen.schedule.directives import (
     unroll,
     vectorize,
 )
-from convgen.schedule.directives.base import find_nest
+from convgen.schedule.directives.base import all_nests, find_nest
 from convgen.schedule.directives.mark import registers_needed
+from convgen.schedule.fusion import Fusion, finish_consumer
 from convgen.schedule.locality import best_order
 from convgen.schedule.schedule import Schedule
 from convgen.target import Target
@@ -59,10 +60,12 @@ def default_schedule(kernel: Kernel, target: Target) -> Schedule:
     The choice depends on the kernel, the target and tabled constants only. Notes say where a fast
     road was left, with the reason.
     """
-    schedule = Schedule()
-    names = [nest.name for nest in kernel.nests()]
-    for name in names:
-        recipe = _Recipe(kernel, target, name if len(names) > 1 else "")
+    fusion = Fusion(kernel, target)
+    fusion.run()
+    kernel, schedule = fusion.kernel, Schedule(tuple(fusion.directives))
+    nests = all_nests(kernel)
+    for nest in nests:
+        recipe = _Recipe(kernel, target, nest.name if len(nests) > 1 else "")
         recipe.run()
         kernel = recipe.kernel
         schedule = schedule + Schedule(tuple(recipe.directives), tuple(recipe.notes))
@@ -141,6 +144,10 @@ class _Recipe:
         self.notes.append(f"{self.nest.name}: {text}")
 
     def run(self) -> None:
+        if self.nest.attached:
+            for directive in finish_consumer(self.nest, self.kernel, self.target):
+                self.add(directive)
+            return
         self.fuse_contiguous()
         chosen = choose(self.nest, self.kernel, self.target)
         facts = facts_of(self.nest, self.kernel, self.target)
@@ -148,7 +155,8 @@ class _Recipe:
             self.run_across(chosen, facts)
         else:
             self.run_along(chosen, facts)
-        self.parallelize()
+        if self.nest in list(self.kernel.nests()):
+            self.parallelize()
 
     # -- before the choice -----------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ _TABLE: dict[str, Callable[..., Directive]] = {
     "pack": directives.pack,
     "compute_at": directives.compute_at,
     "inline": directives.inline,
+    "join": directives.join,
 }
 
 _TOKEN = re.compile(

@@ -57,7 +57,7 @@ def test_the_example_of_the_manual() -> None:
         (
             "spilt(x, 4)",
             "spilt(x, 4): this is not a schedule; expected one of split cover peel reorder fuse "
-            "unroll vectorize parallel carry rfactor pack compute_at inline, got 'spilt'; try "
+            "unroll vectorize parallel carry rfactor pack compute_at inline join, got 'spilt'; try "
             "split(x, 4); vectorize(x_in)",
         ),
         ("split(x, 4", "expected ',', got the end"),

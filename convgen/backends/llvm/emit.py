@@ -420,8 +420,11 @@ class _Phase:
                 return self._index(value, stride, lanes)
             case Broadcast(value, lanes):
                 return b.splat(self._expr(value), lanes)
-            case Lane(value, lane):
-                return b.extract(self._expr(value), lane)
+            case Lane(value, lane, lanes):
+                whole = self._expr(value)
+                if lanes == 1:
+                    return b.extract(whole, lane)
+                return memory.shuffle(b, whole, list(range(lane, lane + lanes)))
             case VectorLoad():
                 return self._load(expr)
             case Gather():

@@ -193,6 +193,9 @@ class FlatRun:
             return lambda: np.full(lanes, inner())
         if isinstance(expr, Lane):
             inner, lane = self._expr(expr.value, known, variables), expr.lane
+            if expr.lanes > 1:
+                part = slice(lane, lane + expr.lanes)
+                return lambda: inner()[part]
             return lambda: inner()[lane]
         raise self._fail(f"{type(expr).__name__} in a FLAT body")
 

@@ -128,7 +128,8 @@ class NestRun:
         mask = self._holds(nest.guards, nest, points)
         results: list[list[Any]] = []
         for number, reduce in enumerate(nest.reduces):
-            loops = [lp for lp in nest.loops[first:] if lp.reduce in (None, number)]
+            own = (None, nest.leader(number))
+            loops = [lp for lp in nest.loops[first:] if lp.reduce in own]
             if stepwise:
                 states = self._reduce_stepwise(nest, reduce, loops, tile, outer, points, mask)
             else:

@@ -26,7 +26,7 @@ from convgen.passes.flatten.emitter import Emitter
 from convgen.passes.flatten.loops import Loops, Walk
 from convgen.passes.flatten.reduce import Reducing, sorted_out
 from convgen.passes.flatten.scope import LANE, Scope
-from convgen.passes.flatten.shape import Plan, plan_of, true_extents
+from convgen.passes.flatten.shape import Plan, Stage, plan_of, true_extents
 from convgen.passes.flatten.states import MemoryStates, RegisterStates
 from convgen.passes.flatten.values import Place, lane_ranges
 from convgen.target import Target
@@ -150,15 +150,9 @@ class NestWriter:
         self.loops.versions(pending, scope, later, self._stages)
 
     def _stages(self, scope: Scope) -> None:
-        for reducing, stage in zip(self.reducing, self.plan.stages, strict=True):
-            job = Walk(
-                leaf=self._nothing,
-                guards=self._guards(reducing.node),
-                limits=self._reduce_limits(reducing.node),
-                later=stage.tile.loops,
-                attached=self._attached,
-            )
-            reducing.run(stage.serial, scope, job)
+        for number, stage in enumerate(self.plan.stages):
+            if self.nest.leader(number) == number:
+                self._reduce(number, stage, scope)
         job = Walk(
             leaf=self._stores,
             guards=self.nest.guards,
@@ -168,8 +162,26 @@ class NestWriter:
         )
         self.loops.walk(self.plan.serial, scope, job)
 
-    def _nothing(self, scope: Scope) -> None:
-        """The leaf of a walk that gets another."""
+    def _reduce(self, leader: int, stage: Stage, scope: Scope) -> None:
+        """A reduce and those that run in its loops, point by point together."""
+        members = [r for i, r in enumerate(self.reducing) if self.nest.leader(i) == leader]
+        guards = [self._guards(r.node) for r in members]
+        limits = [c for r in members for c in self._reduce_limits(r.node)]
+        for reducing in members:
+            reducing.states.start(scope)
+
+        def leaf(inside: Scope) -> None:
+            for reducing, own in zip(members, guards, strict=True):
+                reducing.combine_elements(own, inside)
+
+        job = Walk(
+            leaf=leaf,
+            guards=tuple(g for g in guards[0] if all(g in own for own in guards)),
+            limits=tuple(dict.fromkeys(limits)),
+            later=stage.tile.loops,
+            attached=self._attached,
+        )
+        self.loops.walk(stage.serial, scope, job)
 
     # -- stores --------------------------------------------------------------------------------
 

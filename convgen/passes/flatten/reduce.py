@@ -19,7 +19,7 @@ from convgen.ir.nodes import (
     Register,
 )
 from convgen.passes.flatten.emitter import widen
-from convgen.passes.flatten.loops import Loops, Walk
+from convgen.passes.flatten.loops import Loops
 from convgen.passes.flatten.positions import Tile, positions
 from convgen.passes.flatten.scope import LANE, Scope
 from convgen.passes.flatten.states import States
@@ -74,12 +74,8 @@ class Reducing:
 
     # -- elements ------------------------------------------------------------------------------
 
-    def run(self, serial: Sequence[Loop], scope: Scope, job: Walk) -> None:
-        """Combine all elements into the states."""
-        self.states.start(scope)
-        self.loops.walk(serial, scope, replace(job, leaf=lambda s: self._elements(job.guards, s)))
-
-    def _elements(self, guards: Sequence[Constraint], scope: Scope) -> None:
+    def combine_elements(self, guards: Sequence[Constraint], scope: Scope) -> None:
+        """Combine the elements at the positions of the tile that exist into the states."""
         for scalars, group in sorted_out(self.loops, guards, self.tile, scope):
             test = self.values.all_of(self.values.condition(c, scope) for c in scalars)
             with self.emitter.when(test):
@@ -214,7 +210,7 @@ class Reducing:
             else:
                 found += self._lanes(state, position.valid)
         if whole is not None:
-            found = self._tree(self._lanes(whole, whole[0].lanes)) + found
+            found = [self._halved(whole), *found]
         return found
 
     def _lanes(self, state: Sequence[Expr], valid: int) -> list[list[Expr]]:
@@ -222,12 +218,15 @@ class Reducing:
             return [list(state)]
         return [[self.emitter.share(Lane(s, i)) for s in state] for i in range(valid)]
 
-    def _tree(self, parts: list[list[Expr]]) -> list[list[Expr]]:
-        """Neighbours joined pairwise until one is left."""
-        while len(parts) > 1:
-            pairs = [self._combined(a, b) for a, b in zip(parts[::2], parts[1::2], strict=False)]
-            parts = pairs + parts[len(pairs) * 2 :]
-        return parts
+    def _halved(self, state: list[Expr]) -> list[Expr]:
+        """The halves of a vector joined until one lane is left."""
+        while state[0].lanes > 1:
+            half = state[0].lanes // 2
+            low, high = (
+                [self.emitter.share(Lane(s, start, half)) for s in state] for start in (0, half)
+            )
+            state = self._combined(low, high)
+        return state
 
 
 def _mentions(expr: Expr, name: str) -> bool:

@@ -76,6 +76,7 @@ def _stage(
     output: tuple[Loop, ...],
     target: Target,
 ) -> Stage:
+    number = nest.leader(number)
     own = [one for one in nest.loops if one.reduce == number]
     factored = tuple(one for one in own if one.name in node.factored and expands(one))
     chunked = tuple(one for one in own if one.name in node.factored and not expands(one))
@@ -143,7 +144,7 @@ def statements(nest: Nest, lanes: int) -> int:
     for number, node in enumerate(nest.reduces):
         copies = tile
         for loop in nest.loops:
-            if loop.reduce == number:
+            if loop.reduce == nest.leader(number):
                 part = Tile((loop,), vector, lanes)
                 copies *= positions_of(part) if expands(loop) else loop.steps
         size = sum(1 for _ in walk(node.body)) + 2 * len(node.combiner.dtypes)

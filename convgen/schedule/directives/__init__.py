@@ -1,7 +1,7 @@
 """The directives: small rewrites of one nest, each with its legality and its text.
 
 One file per family: split (split, cover, peel), order (reorder, fuse), mark (unroll, vectorize,
-parallel, carry, rfactor), pack (pack), stage (compute_at, inline).
+parallel, carry, rfactor), pack (pack), stage (compute_at, inline), together (join).
 """
 
 from convgen.schedule.directives.base import Directive
@@ -21,6 +21,7 @@ from convgen.schedule.directives.order import Fuse, Reorder, fuse, reorder
 from convgen.schedule.directives.pack import Pack, pack
 from convgen.schedule.directives.split import Cover, Peel, Split, cover, peel, split
 from convgen.schedule.directives.stage import ComputeAt, Inline, compute_at, inline
+from convgen.schedule.directives.together import Join, join
 
 __all__ = [
     "Carry",
@@ -29,6 +30,7 @@ __all__ = [
     "Directive",
     "Fuse",
     "Inline",
+    "Join",
     "Pack",
     "Parallel",
     "Peel",
@@ -42,6 +44,7 @@ __all__ = [
     "cover",
     "fuse",
     "inline",
+    "join",
     "pack",
     "parallel",
     "peel",

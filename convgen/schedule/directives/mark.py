@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from convgen.ir.nodes import Kernel, Loop, LoopKind, Nest
+from convgen.ir.nodes import Kernel, Loop, LoopKind, Nest, ReduceNode
 from convgen.schedule.access import (
     in_loops,
     loads_of,
@@ -302,7 +302,11 @@ class Rfactor(Directive):
                 got=self.axis,
                 hint=f"rfactor({loop.inner})",
             )
-        reduce = nest.reduces[loop.reduce]
+        for number, reduce in enumerate(nest.reduces):
+            if nest.leader(number) == loop.reduce:
+                self._check_reduce(nest, reduce, loop)
+
+    def _check_reduce(self, nest: Nest, reduce: ReduceNode, loop: Loop) -> None:
         if self.axis in reduce.factored:
             self.refuse(nest, f"{self.axis} is factored already", expected="an unmarked loop")
         if not reduce.combiner.associative:
@@ -324,7 +328,7 @@ class Rfactor(Directive):
     def rewrite(self, nest: Nest, kernel: Kernel, target: Target) -> Kernel:
         number = self.loop(nest, self.axis).reduce
         reduces = tuple(
-            replace(r, factored=(*r.factored, self.axis)) if i == number else r
+            replace(r, factored=(*r.factored, self.axis)) if nest.leader(i) == number else r
             for i, r in enumerate(nest.reduces)
         )
         return replace_nest(kernel, nest.name, replace(nest, reduces=reduces))
@@ -358,18 +362,21 @@ def rfactor(axis: str, *, nest: str = "") -> Rfactor:
 def registers_needed(nest: Nest, target: Target) -> int:
     """Live vectors in the hot loop of a carried nest: the states of the tile and the operands along
     the vector loop. Broadcast operands come from memory or from the two registers left free."""
-    need = 0
+    states: dict[int, int] = {}
+    operands: dict[int, int] = {}
     for number, reduce in enumerate(nest.reduces):
         dtypes = reduce.combiner.dtypes
         lanes = min(target.lanes(d) for d in dtypes)
-        own = [o for o in nest.loops if o.reduce in (None, number)]
+        leader = nest.leader(number)
+        own = [o for o in nest.loops if o.reduce in (None, leader)]
         total, along = tile_vectors(replace(nest, loops=tuple(own)), lanes)
         for name in reduce.factored:
             loop = nest.loop(name)
             vector = loop.kind is LoopKind.VECTOR
             total *= -(-loop.extent // lanes) if vector else loop.extent
-        need = max(need, total * len(dtypes) + along)
-    return need
+        states[leader] = states.get(leader, 0) + total * len(dtypes)
+        operands[leader] = max(operands.get(leader, 0), along)
+    return max((states[i] + operands[i] for i in states), default=0)
 
 
 def _meets(a: Loop, b: Loop) -> bool:

@@ -72,8 +72,9 @@ class Reorder(Directive):
 
     def _check_reduces(self, nest: Nest, after: Nest) -> None:
         for number, reduce in enumerate(nest.reduces):
-            before = [o.name for o in nest.loops if o.reduce == number]
-            now = [o.name for o in after.loops if o.reduce == number]
+            own = nest.leader(number)
+            before = [o.name for o in nest.loops if o.reduce == own]
+            now = [o.name for o in after.loops if o.reduce == own]
             if before != now and not reduce.combiner.commutative:
                 self.refuse(
                     nest,

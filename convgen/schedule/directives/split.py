@@ -98,7 +98,7 @@ class Split(Directive):
             after = replace(
                 after,
                 reduces=tuple(
-                    replace(r, guards=(*r.guards, guard)) if i == loop.reduce else r
+                    replace(r, guards=(*r.guards, guard)) if after.leader(i) == loop.reduce else r
                     for i, r in enumerate(after.reduces)
                 ),
             )

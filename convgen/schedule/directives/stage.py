@@ -18,7 +18,9 @@ from convgen.ir.nodes import (
     Nest,
     StoreNode,
 )
-from convgen.ir.regions import Box, axis_ranges, footprint_of_loads, inside, loop_ranges
+from convgen.ir.regions import Box, axis_ranges, footprint_of_loads, loop_ranges
+from convgen.ir.regions import inside as is_inside
+from convgen.ir.regions import join as join_boxes
 from convgen.ir.visit import map_affine, map_expr, map_nest_exprs
 from convgen.schedule.access import loads_of, outer_loops
 from convgen.schedule.directives.base import Directive, Value, all_nests, replace_nest
@@ -32,9 +34,10 @@ class ComputeAt(Directive):
     before   for i: T[i] = ..             after   for y: for T_i < 3: T_tile[T_i] = ..
              for y: for r < 3: .. T[y+r]             for r < 3: .. T_tile[r]
 
-    Legal: T is a temporary that only this nest reads, written by one unscheduled nest at plain
-    indices; y an output loop outside all reduces; the accesses of T stay inside it (or are packed
-    first) and move together. Points on which parts overlap are computed again.
+    Legal: T is a temporary that only this nest reads, or producers computed inside y already;
+    written by one unscheduled nest at plain indices; y an output loop outside all reduces; the
+    accesses of T stay inside it (or are packed first) and move together. Points on which parts
+    overlap are computed again.
     Elsewhere: compute_at (Halide, TVM), overlapped tiling, fusion with recomputation.
     """
 
@@ -46,7 +49,7 @@ class ComputeAt(Directive):
         return (self.buffer, self.loop_name), {}
 
     def check_nest(self, nest: Nest, kernel: Kernel, target: Target) -> None:
-        producer = find_producer(self, nest, kernel, self.buffer)
+        producer = self._producer(nest, kernel)
         self.loop(nest, self.loop_name)
         outer = [loop.name for loop in outer_loops(nest)]
         if self.loop_name not in outer:
@@ -64,6 +67,10 @@ class ComputeAt(Directive):
                 got=f"{self.buffer} in {nest.name}",
             )
         self._check_producer(nest, producer)
+
+    def _producer(self, nest: Nest, kernel: Kernel) -> Nest:
+        inside = [a.nest.name for a in nest.attached if a.at == self.loop_name]
+        return find_producer(self, nest, kernel, self.buffer, inside)
 
     def _check_producer(self, nest: Nest, producer: Nest) -> None:
         for loop in producer.loops:
@@ -91,7 +98,7 @@ class ComputeAt(Directive):
             )
 
     def rewrite(self, nest: Nest, kernel: Kernel, target: Target) -> Kernel:
-        producer = find_producer(self, nest, kernel, self.buffer)
+        producer = self._producer(nest, kernel)
         box = _box(self, nest)
         assert box is not None
         source = kernel.buffer(self.buffer)
@@ -110,13 +117,18 @@ class ComputeAt(Directive):
         ranges = loop_ranges(nest)
         spans = {a: v.bounds(ranges) for a, v in starts.items()}
         inner = _local(producer, box, tile, ranges, source.shape)
-        after = map_nest_exprs(nest, lambda body: map_expr(body, change))
-        after = replace(
-            after,
-            axes=(*after.axes, *starts.items()),
-            ranges=(*after.ranges, *((a, low, high + 1) for a, (low, high) in spans.items())),
-            attached=(*after.attached, Attached(self.loop_name, inner, name)),
-        )
+        places = tuple((a, low, high + 1) for a, (low, high) in spans.items())
+
+        def reading(one: Nest) -> Nest:
+            if all(o.buffer != self.buffer for o in loads_of(one)):
+                return one
+            moved = map_nest_exprs(one, lambda body: map_expr(body, change))
+            axes, spread = (*moved.axes, *starts.items()), (*moved.ranges, *places)
+            return replace(moved, axes=axes, ranges=spread)
+
+        earlier = tuple(replace(a, nest=reading(a.nest)) for a in nest.attached)
+        attached = (Attached(self.loop_name, inner, name), *earlier)
+        after = replace(reading(nest), attached=attached)
         kernel = replace_nest(replace_nest(kernel, producer.name, None), nest.name, after)
         buffers = tuple(b for b in kernel.buffers if b.name != self.buffer)
         return replace(kernel, buffers=(*buffers, tile))
@@ -141,7 +153,7 @@ class Inline(Directive):
         return (self.buffer,), {}
 
     def check_nest(self, nest: Nest, kernel: Kernel, target: Target) -> None:
-        producer = find_producer(self, nest, kernel, self.buffer, shared=True)
+        producer = find_producer(self, nest, kernel, self.buffer)
         if producer.reduces or len(producer.stores) != 1 or producer.guards or producer.attached:
             self.refuse(
                 nest,
@@ -159,7 +171,7 @@ class Inline(Directive):
             )
 
     def rewrite(self, nest: Nest, kernel: Kernel, target: Target) -> Kernel:
-        producer = find_producer(self, nest, kernel, self.buffer, shared=True)
+        producer = find_producer(self, nest, kernel, self.buffer)
         store = producer.stores[0]
         names = [str(i.single) for i in store.index]
 
@@ -188,10 +200,16 @@ def inline(buffer: str, *, nest: str = "") -> Inline:
 
 
 def find_producer(
-    directive: Directive, nest: Nest, kernel: Kernel, buffer: str, shared: bool = False
+    directive: Directive,
+    nest: Nest,
+    kernel: Kernel,
+    buffer: str,
+    inside: Sequence[str] | None = None,
 ) -> Nest:
-    """The one nest that writes a temporary which `nest` reads inside its bounds."""
-    reads = [o for o in loads_of(nest) if o.buffer == buffer]
+    """The one nest that writes a temporary which `nest` reads inside its bounds. `inside`: the
+    only other nests that may read it; None: any may."""
+    own = [nest, *(a.nest for a in nest.attached if a.nest.name in (inside or ()))]
+    reads = [o for one in own for o in loads_of(one) if o.buffer == buffer]
     if not reads:
         read = ", ".join(sorted({o.buffer for o in loads_of(nest)}))
         directive.refuse(
@@ -218,11 +236,12 @@ def find_producer(
         )
     writers = [n for n in all_nests(kernel) if any(s.buffer == buffer for s in n.stores)]
     readers = [n for n in all_nests(kernel) if any(o.buffer == buffer for o in loads_of(n))]
-    if len(writers) != 1 or (len(readers) > 1 and not shared):
+    alone = inside is None or all(n.name == nest.name or n.name in inside for n in readers)
+    if len(writers) != 1 or not alone:
         directive.refuse(
             nest,
             f"{buffer} is written by {len(writers)} nests and read by {len(readers)}",
-            expected="one writer" + ("" if shared else " and one reader"),
+            expected="one writer" + ("" if inside is None else " and one reader"),
             got=", ".join(n.name for n in (*writers, *readers)),
         )
     return writers[0]
@@ -234,8 +253,16 @@ def _box(directive: ComputeAt, nest: Nest) -> Box | None:
     outer = set(names[: names.index(directive.loop_name) + 1])
     outer |= {loop.base for loop in nest.loops if loop.segments and loop.name in outer}
     moving = {n: r for n, r in loop_ranges(nest).items() if n not in outer}
-    bare = replace(nest, attached=())
-    return footprint_of_loads(bare, directive.buffer, moving)
+    found: Box | None = None
+    for one in (nest, *(a.nest for a in nest.attached if a.at == directive.loop_name)):
+        own = {**moving, **loop_ranges(one)} if one is not nest else moving
+        if all(o.buffer != directive.buffer for o in loads_of(one)):
+            continue
+        box = footprint_of_loads(replace(one, attached=()), directive.buffer, own)
+        found = box if found is None or box is None else join_boxes(found, box)
+        if found is None:
+            return None
+    return found
 
 
 def _local(
@@ -264,7 +291,7 @@ def _local(
         sizes[local] = span.extent
         extent = shape[dims[axis]]
         reach = {**fixed, local: (0, span.extent)}
-        if not inside(axes[axis], extent, reach):
+        if not is_inside(axes[axis], extent, reach):
             point = Affine.of(axis)
             guards += [Constraint("<=", -point), Constraint("<=", point - (extent - 1))]
     for loop in producer.loops:
@@ -277,13 +304,12 @@ def _local(
         for d in range(len(shape))
     )
     known = axis_ranges(producer)
-    ranges = [(a, *known[a]) for a in axes if a in known]
-    ranges += [(f"{n}_place", 0, size) for n, size in sizes.items()]
+    known |= {f"{n}_place": (0, size) for n, size in sizes.items()}
     return replace(
         producer,
         loops=tuple(loops),
         axes=tuple(axes.items()),
-        ranges=tuple(ranges),
+        ranges=tuple((a, *known[a]) for a in axes),
         guards=tuple(guards),
         stores=(StoreNode(tile.name, index, producer.stores[0].value),),
     )

@@ -1,0 +1,129 @@
+"""Stages that run together: chosen by the default schedule, equal to the stages one by one."""
+
+from __future__ import annotations
+
+import pytest
+import sympy
+
+from convgen.errors import ScheduleError
+from convgen.ir.interpret import difference
+from convgen.ir.nodes import Kernel
+from convgen.ir.verify import verify
+from convgen.passes.flatten import flatten
+from convgen.passes.lower import lower
+from convgen.schedule.recipes import default_schedule
+from convgen.schedule.schedule import parse_schedule
+from convgen.symbolic import dsl
+from convgen.symbolic.derive import split
+from convgen.symbolic.program import Program
+from convgen.target import target
+
+MACHINE = target("x86-64-v3")
+n, h, w, c, d = dsl.axes("n h w c d")
+
+
+def normalized(shape: tuple[int, ...], last: bool) -> Program:
+    index = [n, h, w, c] if last else [n, c, h, w]
+    channels = shape[-1] if last else shape[1]
+    X = dsl.tensor("X", shape)
+    g = dsl.tensor("g", (channels,))
+    count = X.elements // channels
+    m = dsl.define("m", [c], dsl.sum_over([n, h, w], X[tuple(index)]) / count)
+    v = dsl.define("v", [c], dsl.sum_over([n, h, w], (X[tuple(index)] - m[c]) ** 2) / count)
+    body = g[c] * (X[tuple(index)] - m[c]) / sympy.sqrt(v[c] + sympy.Rational(1, 1000))
+    return dsl.define("Y", index, body)
+
+
+def softmax(shape: tuple[int, ...], last: bool) -> Program:
+    index, along = ([n, h, w, c], [n, h, w, d]) if last else ([n, c, h, w], [n, d, h, w])
+    X = dsl.tensor("X", shape)
+    top = dsl.define("top", [n, h, w], dsl.max_over([d], X[tuple(along)]))
+    powers = dsl.define("E", index, sympy.exp(X[tuple(index)] - top[n, h, w]))
+    total = dsl.define("total", [n, h, w], dsl.sum_over([d], powers[tuple(along)]))
+    return dsl.define("Y", index, powers[tuple(index)] / total[n, h, w])
+
+
+def check(program: Program) -> tuple[Kernel, str]:
+    """The scheduled kernel and its schedule's text, the same answer at every stage."""
+    nest = lower(program)
+    schedule = default_schedule(nest, MACHINE)
+    scheduled = schedule.apply(nest, MACHINE)
+    verify(scheduled, "schedule")
+    assert not difference(nest, scheduled)
+    flat = flatten(scheduled, MACHINE)
+    verify(flat, "flatten")
+    assert not difference(nest, flat)
+    assert parse_schedule(str(schedule)).directives == schedule.directives
+    return scheduled, str(schedule)
+
+
+def test_sums_over_one_domain_share_a_pass() -> None:
+    _, backward = split(normalized((2, 4, 5, 16), True), ["X", "g"])
+    scheduled, text = check(backward)
+    assert "dv: join(dm, dg)" in text
+    assert [nest.name for nest in scheduled.nests()] == ["dv", "dX"]
+    (first, _) = scheduled.nests()
+    assert {first.leader(i) for i in range(len(first.reduces))} == {0}
+    assert len(first.reduces) == 3  # the sum that two gradients share is there once
+
+
+def test_a_chunk_passes_through_all_stages() -> None:
+    scheduled, text = check(softmax((2, 4, 5, 16), True))
+    assert [nest.name for nest in scheduled.nests()] == ["Y"]
+    for stage in ("total", "E", "top"):
+        assert f"compute_at({stage}, n_h_w)" in text
+    assert not [b for b in scheduled.buffers if b.role == "temporary"]
+    scheduled, text = check(softmax((3, 16, 4, 20), False))
+    assert "compute_at(E, n_h)" in text  # rows stay whole where they are contiguous
+
+
+def test_statistics_stay_in_the_cache_where_a_channel_fits() -> None:
+    scheduled, text = check(normalized((3, 16, 4, 6), False))
+    assert "reorder(c, n, h, w)" in text and "compute_at(m, c)" in text
+    assert [nest.name for nest in scheduled.nests()] == ["Y"]
+    scheduled, _ = check(normalized((3, 4, 6, 16), True))  # channels lie side by side: no chunk
+    assert len(list(scheduled.nests())) == 3
+
+
+def test_cheap_maps_disappear() -> None:
+    X = dsl.tensor("X", (6, 40))
+    half = dsl.define("half", [h, w], X[h, w] / 2 + 1)
+    scheduled, text = check(dsl.define("Y", [h, w], half[h, w] * half[h, w] - X[h, w]))
+    assert "inline(half)" in text and len(list(scheduled.nests())) == 1
+
+
+def sums(second: str) -> Kernel:
+    X = dsl.tensor("X", (5, 7))
+    a = dsl.define("A", [h], dsl.sum_over([w], X[h, w]))
+    bodies = {
+        "reads a": dsl.sum_over([w], X[h, w] * a[h]),
+        "other loops": dsl.sum_over([h], X[h, w] + a[h]),
+        "fits": dsl.sum_over([w], X[h, w] ** 2) + a[h],
+    }
+    index = [w] if second == "other loops" else [h]
+    b = dsl.define("B", index, bodies[second])
+    return lower(dsl.combine("sums", [a, b], outputs=["A", "B"]))
+
+
+@pytest.mark.parametrize(
+    ("second", "text", "message"),
+    [
+        ("reads a", "A: join(B)", "B reads other points of what A stores"),
+        ("other loops", "A: join(B)", "B has other output loops"),
+        ("fits", "B: join(A)", "A runs before B"),
+        ("fits", "A: split(h, 5); join(B)", "A is scheduled already"),
+    ],
+)
+def test_what_cannot_be_joined(second: str, text: str, message: str) -> None:
+    with pytest.raises(ScheduleError, match=message):
+        parse_schedule(text).apply(sums(second), MACHINE)
+
+
+def test_joined_sums_are_the_sums() -> None:
+    kernel = sums("fits")
+    joined = parse_schedule("A: join(B); split(w, 3, 'guard'); rfactor(w_in)").apply(
+        kernel, MACHINE
+    )
+    verify(joined, "join")
+    assert not difference(kernel, joined)
+    assert not difference(kernel, flatten(joined, MACHINE))
