@@ -38,6 +38,8 @@ _PLACES: dict[str, str] = {
     **dict.fromkeys(_FUNCTIONS.split(), "convgen.symbolic.functions"),
     **dict.fromkeys(_ERRORS.split(), "convgen.errors"),
     **dict.fromkeys("grad split custom_gradient".split(), "convgen.symbolic.derive"),
+    **dict.fromkeys("closed_form".split(), "convgen.symbolic.rewrite"),
+    **dict.fromkeys("steps".split(), "convgen.symbolic.derive"),
     **dict.fromkeys("exp log tanh erf sqrt".split(), "sympy"),
     **dict.fromkeys("compile load".split(), "convgen.runtime.api"),
     **dict.fromkeys("set_num_threads get_num_threads".split(), "convgen.runtime.threads"),

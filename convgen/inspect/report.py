@@ -25,6 +25,7 @@ from convgen.runtime.threads import template
 from convgen.symbolic import derive
 from convgen.symbolic.printer import definition_mathml
 from convgen.symbolic.program import Program
+from convgen.symbolic.rewrite import closed_form_steps
 
 MOST_LINES = 16  # definitions of one step that are shown
 MOST_LLVM = 24_000  # characters of LLVM IR that are shown: the function with the hot loop
@@ -176,7 +177,11 @@ def _gradient(backward: Program, prefix: str) -> Section:
         "Reading outside a tensor gives zero."
     )
     section.html(f'<div class="math">{backward.mathml()}</div>')
-    _sources(section, backward)
+    rewrites = closed_form_steps(backward)
+    if rewrites:
+        section.html(_render("rewrites.html", rewrites=rewrites))
+        section.html(f'<div class="math">{rewrites[-1].program.mathml()}</div>')
+    _sources(section, rewrites[-1].program if rewrites else backward)
     return section
 
 

@@ -116,6 +116,7 @@ def test_names_are_escaped(tmp_path):
 def test_closed_form_of_batch_norm_is_shown():
     page = report_html(BatchNorm2d(3, track_running_stats=False), shape=(4, 3, 4, 4))
     assert "\N{GREEK SMALL LETTER GAMMA}" in page
+    assert "drop_deviations" in page and "gather_factors" in page
 
 
 def test_roofline_from_the_measured_peak():

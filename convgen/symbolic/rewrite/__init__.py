@@ -1,0 +1,6 @@
+"""Program -> equivalent programs: rewrites that need a fact across stages, each with a name and a
+check of its own."""
+
+from convgen.symbolic.rewrite.across_stages import Applied, closed_form, closed_form_steps
+
+__all__ = ["Applied", "closed_form", "closed_form_steps"]
