@@ -116,7 +116,7 @@ class Level:
 
     def add(self, name: str, rows: Sequence[Row]) -> None:
         self.lists.setdefault(name, []).extend(rows)
-        self.scratch_bytes = max([self.scratch_bytes, *(r.scratch_bytes for r in rows)])
+        self.scratch_bytes = max([self.scratch_bytes, *(aligned(r.scratch_bytes) for r in rows)])
 
     def record(self, section: Section, forward: str, backward: str | None, base: int) -> None:
         """Rows of a section's halves under two names. `work` is free from byte `base` on."""
