@@ -82,7 +82,8 @@ def test_unpooling_is_torchs(rank, args, size):
 
     out = ours.output_shape(tuple(pooled.shape), tuple(pooled.shape))[2:]
     given = {"I": places.numpy()}
-    check(ours, [tuple(pooled.shape)] * 2, oracle, given=given)
+    dtypes = ["f64"] if size else ["f32"]
+    check(ours, [tuple(pooled.shape)] * 2, oracle, given=given, dtypes=dtypes)
     full = theirs(pooled, places, output_size=list(out))
     np.testing.assert_array_equal(oracle({"X": pooled, "I": places}).numpy(), full.numpy())
 
@@ -109,7 +110,8 @@ def test_upsample(shape, how, mode):
         name = {3: "linear", 4: "bilinear", 5: "trilinear"}[len(shape)]
         how = {**how, "mode": name, "align_corners": mode == "corners"}
     theirs = torch.nn.Upsample(**how)
-    check(resizing.Upsample(**how), shape, lambda t: theirs(t["X"]))
+    dtypes = ["f64", "f32"] if shape == UPS[0][0] else ["f64"]
+    check(resizing.Upsample(**how), shape, lambda t: theirs(t["X"]), dtypes=dtypes)
 
 
 def test_empty_batch():
