@@ -10,12 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from convgen.ir.layout import size_in_elements
-from convgen.ir.nodes import Kernel, Load, Nest, Op
-from convgen.ir.visit import loads, walk
-from convgen.schedule.access import in_loops, loads_of, stride_of, vector_dtype
-from convgen.schedule.directives.pack import halo_of_reads, merged_edges
 from convgen.schedule.directives.split import best_cover
+from convgen.schedule.facts import Facts, Operand
 from convgen.target import Target
 
 
@@ -47,6 +43,9 @@ class Machine:
 # Weights that no machine differs in.
 OVERLAP = 0.05  # share of the hidden work that still shows
 WORTH_SHARING = 50_000  # cycles below which one worker is enough
+UNROLLED = 160  # statements that the unrolled reduce loops of one tile may have
+MISSED = 15.0  # cycles of a jump that is guessed wrong
+SLIDING = 7  # iterations of a reduce loop that are unrolled to share what they slide along
 CODE = 5e-4  # what a statement of the tile adds: equal candidates are told apart by size
 
 LINE, PAGE = 64, 4096  # bytes of a cache line, of a page (and of one way of the first cache)
@@ -76,47 +75,6 @@ def machine_of(target: Target) -> Machine:
 
 
 @dataclass(frozen=True, slots=True)
-class Operand:
-    """A load of a nest. strides: elements along each loop that it depends on (None: not constant);
-    steps: what a copy with that loop's dimension innermost would leave of them (0: not constant);
-    pitches: strides in a copy that keeps the order of the dimensions and adds a halo;
-    edged: loops that move it in a dimension with an edge; shifted: loops that share an index with
-    a reduce loop; body: it stands in a reduce."""
-
-    load: Load
-    strides: dict[str, int | None]
-    steps: dict[str, int]
-    pitches: dict[str, int | None]
-    edged: frozenset[str]
-    shifted: frozenset[str]
-    omits: bool
-    elements: int
-    bytes: int
-    body: bool
-    packable: bool
-    hoistable: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What the score of a candidate needs to know of a nest."""
-
-    nest: Nest
-    operands: tuple[Operand, ...]
-    lanes: int
-    registers: int
-    states: int
-    operations: float
-    epilogue: float
-    store_strides: tuple[dict[str, int | None], ...]
-    outputs: dict[str, int]
-    reduces: dict[str, int]
-    l1: int
-    l2: int
-    l3: int
-
-
-@dataclass(frozen=True, slots=True)
 class Candidate:
     """A choice: the vector loop ("" for none) and how much of it a tile takes; the other loops of
     the tile with the sizes that cover them; the buffers to pack."""
@@ -126,108 +84,6 @@ class Candidate:
     tile: tuple[tuple[str, tuple[int, ...]], ...] = ()
     packs: frozenset[str] = frozenset()
     cycles: float = math.inf
-
-
-def facts_of(nest: Nest, kernel: Kernel, target: Target) -> Facts:
-    """Read the facts off a nest whose loops are whole axes (or fused ones)."""
-    lanes = max(1, target.lanes(vector_dtype(nest, kernel)))
-    inside = {load for r in nest.reduces for load in loads(r.body)}
-    written = {s.buffer for s in nest.stores}
-    outputs = {o.name: o.extent for o in nest.loops if o.reduce is None}
-    reduces = {o.name: o.extent for o in nest.loops if o.reduce is not None}
-    operands = tuple(
-        _operand(load, nest, kernel, load in inside, written) for load in loads_of(nest)
-    )
-    operations = sum(
-        max(1, sum(isinstance(e, Op) for e in walk(r.body)))
-        + 2 * (len(r.combiner.dtypes) - 1)
-        + 4
-        * sum(e.name in ("exp", "log", "tanh", "pow") for e in walk(r.body) if isinstance(e, Op))
-        for r in nest.reduces
-    )
-    epilogue = sum(isinstance(e, Op) for s in nest.stores for e in walk(s.value))
-    return Facts(
-        nest=nest,
-        operands=operands,
-        lanes=lanes,
-        registers=target.vector_registers - 2,
-        states=_states(nest),
-        operations=float(operations),
-        epilogue=float(epilogue),
-        store_strides=tuple(
-            {o: stride_of(kernel.buffer(s.buffer), s.index, nest, o) for o in outputs}
-            for s in nest.stores
-        ),
-        outputs=outputs,
-        reduces=reduces,
-        l1=target.l1,
-        l2=target.l2,
-        l3=target.l3,
-    )
-
-
-def _states(nest: Nest) -> int:
-    """State components that are live together at one point of the tile."""
-    found: dict[int, int] = {}
-    for number, reduce in enumerate(nest.reduces):
-        leader = nest.leader(number)
-        found[leader] = found.get(leader, 0) + len(reduce.combiner.dtypes)
-    return max(found.values(), default=0)
-
-
-def _operand(load: Load, nest: Nest, kernel: Kernel, body: bool, written: set[str]) -> Operand:
-    buffer = kernel.buffer(load.buffer)
-    strides: dict[str, int | None] = {}
-    steps: dict[str, int] = {}
-    edged: set[str] = set()
-    shifted: set[str] = set()
-    inner = {o.name for o in nest.loops if o.reduce is not None}
-    for index, edge in zip(load.index, load.edges, strict=True):
-        place = in_loops(nest, index)
-        names = place.names()
-        for name in names:
-            hidden = name in place.hidden_names()
-            steps[name] = 0 if hidden else place.coefficient(name)
-            strides[name] = stride_of(buffer, load.index, nest, name)
-        if edge is not None and edge.kind != "omit":
-            edged |= names
-        if names & inner:
-            shifted |= names - inner
-    same = [o for o in loads_of(nest) if o.buffer == load.buffer]
-    halo = halo_of_reads(nest, buffer, same)
-    wide = replace(buffer, layout=replace(buffer.layout, halo=halo))
-    pitches = {n: stride_of(wide, load.index, nest, n) for n in steps} if any(halo) else strides
-    packable = (
-        load.buffer not in written
-        and buffer.role not in ("packed", "scratch", "constant")
-        and merged_edges(same) is not None
-        and not any(e and e.value is not None for o in same for e in o.edges)
-    )
-    return Operand(
-        load=load,
-        strides=strides,
-        steps=steps,
-        pitches=pitches,
-        edged=frozenset(edged),
-        shifted=frozenset(shifted),
-        omits=any(e is not None and e.kind == "omit" for e in load.edges),
-        elements=size_in_elements(buffer),
-        bytes=buffer.dtype.bytes,
-        body=body,
-        packable=packable,
-        hoistable=buffer.role == "input" and not edged and _is_shared(nest, strides),
-    )
-
-
-def _is_shared(nest: Nest, strides: dict[str, int | None]) -> bool:
-    """True for an operand that all items of a batch share, as weights are: the first output axis
-    is the first index of what is stored and of another operand, and not one of its own."""
-    first = next((o.name for o in nest.loops if o.reduce is None), "")
-    if not first or first in strides:
-        return False
-    stored = all(in_loops(nest, s.index[0]).single == first for s in nest.stores if s.index)
-    others = (in_loops(nest, o.index[0]).single == first for o in loads_of(nest) if o.index)
-    return stored and any(others)
 
 
 def chunks_of(extent: int, width: int) -> dict[int, int]:
@@ -256,28 +112,23 @@ def score(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
     )
     iterations = math.prod(facts.reduces.values())
     outer = tiles * rest
-    packs: set[str] = set()
     kept: frozenset[str] = frozenset()
     cycles = math.inf
-    for pack in (False, True):
-        packs = _wanted_packs(facts, candidate) if pack else set()
-        if pack and not packs:
-            break
-        packing = sum(_pack_cycles(o, candidate, machine) for o in _first_of(facts, packs))
-        total = packing
-        for width in sorted(set(chunks)):
+    for packs in _pack_choices(facts, candidate):
+        total = sum(_pack_cycles(facts, o, candidate, machine) for o in _first_of(facts, packs))
+        for width, count in chunks.items():
             vectors = -(-width // lanes)
             inner = _tile_cycles(facts, candidate, height, vectors, packs, machine)
             once = _store_cycles(facts, candidate, height, width, vectors, machine)
-            total += outer * chunks[width] * (iterations * inner + once + 12)
+            total += outer * count * (iterations * inner + once + 12)
         total *= _idle(outer * sum(chunks.values()), total)
         total *= 1 + CODE * height * -(-candidate.width // lanes) * weight(facts, candidate, packs)
         if total < cycles:
-            cycles, kept = total, frozenset(packs)
+            cycles, kept = total, packs
     return Candidate(candidate.vector, candidate.width, candidate.tile, kept, cycles)
 
 
-def weight(facts: Facts, candidate: Candidate, packs: frozenset[str] | set[str]) -> float:
+def weight(facts: Facts, candidate: Candidate, packs: frozenset[str]) -> float:
     """About how many instructions one point of the tile takes: a gathered vector is many."""
     total = facts.operations
     for operand in facts.operands:
@@ -304,7 +155,7 @@ def _tile_count(extent: int, cover: tuple[int, ...]) -> int:
     return max(1, -(-extent // max(cover)))
 
 
-def _first_of(facts: Facts, packs: set[str]) -> list[Operand]:
+def _first_of(facts: Facts, packs: frozenset[str]) -> list[Operand]:
     """One operand for each packed buffer."""
     found: dict[str, Operand] = {}
     for operand in facts.operands:
@@ -313,21 +164,24 @@ def _first_of(facts: Facts, packs: set[str]) -> list[Operand]:
     return list(found.values())
 
 
-def _wanted_packs(facts: Facts, candidate: Candidate) -> set[str]:
-    """Buffers whose loads meet edges or are strided along the vector loop."""
-    found: set[str] = set()
+def _pack_choices(facts: Facts, candidate: Candidate) -> list[frozenset[str]]:
+    """Nothing; the buffers that are strided along the vector loop; those that meet edges too."""
+    strided: set[str] = set()
+    edged: set[str] = set()
     for operand in facts.operands:
         stride = operand.strides.get(candidate.vector, 0)
         helps = stride not in (0, 1) and operand.steps[candidate.vector] != stride
         tested = operand.edged & {candidate.vector, *(name for name, _ in candidate.tile)}
-        if operand.body and operand.packable and (helps or tested):
-            found.add(operand.load.buffer)
-    return found
+        if operand.body and operand.packable:
+            strided |= {operand.load.buffer} if helps else set()
+            edged |= {operand.load.buffer} if tested else set()
+    return list(dict.fromkeys(map(frozenset, (set[str](), strided, strided | edged))))
 
 
-def _pack_cycles(operand: Operand, candidate: Candidate, machine: Machine) -> float:
-    strided = operand.strides.get(candidate.vector, 0) not in (0, 1)
-    rate = machine.scatter if strided else machine.copy
+def _pack_cycles(facts: Facts, operand: Operand, candidate: Candidate, machine: Machine) -> float:
+    rate = machine.copy
+    if operand.strides.get(candidate.vector, 0) not in (0, 1):
+        rate = 2 * machine.copy if operand.near >= facts.lanes // 2 else machine.scatter
     share = 0.1 if operand.hoistable else 1.0
     return operand.elements * rate * share + 200
 
@@ -337,7 +191,7 @@ def _tile_cycles(
     candidate: Candidate,
     height: float,
     vectors: int,
-    packs: set[str],
+    packs: frozenset[str],
     machine: Machine,
 ) -> float:
     """Cycles of one reduce iteration of one tile."""
@@ -346,6 +200,7 @@ def _tile_cycles(
     work = height * vectors * facts.operations
     fetched = 0.0
     streamed = 0.0
+    turn = _turn(facts, work)
     tile = {name: _height(facts, name, cover) for name, cover in candidate.tile}
     for operand in facts.operands:
         if not operand.body:
@@ -356,6 +211,7 @@ def _tile_cycles(
         moved = packed and candidate.vector in operand.strides
         reach = operand.strides if moved or not packed else operand.pitches
         times *= 1 + sum(_distance(reach[name], operand.bytes) for name in along)
+        shared = 1.0
         if candidate.vector not in operand.strides:
             crowd = max((_crowd(reach[n], tile[n], operand.bytes) for n in along), default=0.0)
             if crowd > L1_WAYS - 1:  # lines of one set push one another out of the first cache
@@ -363,20 +219,98 @@ def _tile_cycles(
         stride = operand.strides.get(candidate.vector, 0)
         if candidate.vector in operand.strides:
             times *= vectors
+            shared, kept = _shared(facts, operand, tile, vectors)
+            turn = 0.0 if shared < 1.0 else max(turn, kept)
             if candidate.vector in operand.shifted:
                 times *= 1.0 + facts.lanes * operand.bytes / 128  # most cross a line
             step = operand.steps[candidate.vector] or None if packed else stride
-            fetched += times * _gather(facts, step, machine)
+            fetched += times * shared * _gather(facts, step, machine)
             rate = _bandwidth(facts, operand, candidate, machine)
-            streamed += vectors * facts.lanes * operand.bytes / rate
-        fetched += times
-        if operand.edged & {candidate.vector, *tile} and not packed:
-            work += 3 * times
-        elif (operand.edged and not packed) or operand.omits:
+            streamed += vectors * facts.lanes * operand.bytes * shared / rate
+        fetched += times * shared
+        if operand.edged and not packed:
+            masked = any(candidate.vector in loops for loops, _ in operand.overhangs)
+            share = _outside(facts, operand, candidate, tile, shared < 1.0)
+            work += (3.0 if masked else 1.5 if shared == 1.0 else 1.0) * times * shared * share
+        if shared == 1.0 and ((operand.edged and not packed) or operand.omits):
             work += 1.0  # tested once for the tile
     latency = machine.latency * facts.states if facts.states else 0.0
     parts = (work / machine.fma_rate, fetched / machine.load_rate, latency, streamed)
-    return max(parts) + OVERLAP * sum(parts) + 0.5  # what is hidden is not quite free
+    return max(parts) + OVERLAP * sum(parts) + turn  # what is hidden is not quite free
+
+
+def _turn(facts: Facts, statements: float) -> float:
+    """What an iteration adds as a turn of a loop: short loops that stay loops are left by a jump
+    that is guessed wrong."""
+    done = 1.0
+    for name in facts.order:
+        extent = facts.reduces[name]
+        if extent > 1 and (extent > 16 or statements * done * extent > UNROLLED):
+            return (0.5 + MISSED / extent) / done
+        done *= extent
+    return 0.0
+
+
+def _shared(
+    facts: Facts, operand: Operand, tile: dict[str, float], vectors: int
+) -> tuple[float, float]:
+    """The share of a vector operand's loads that is left when the reduce loops that slide it
+    through the tile are unrolled: 1 where they are too long or the registers too few. Then also
+    what the turns of those that stay loops cost, else 0."""
+    height = math.prod(tile.values())
+    copies = height * vectors * facts.operations
+    rows, share, windows = 0.0, 1.0, 0
+    slid: set[str] = set()
+    for window in operand.windows:
+        outs = [n for n in window if n in tile]
+        inner = [n for n in window if n in facts.reduces]
+        if len(outs) != 1 or len(inner) != 1:
+            continue
+        extent = facts.reduces[inner[0]]
+        if extent > SLIDING and inner[0] != facts.order[0]:
+            continue
+        steps = min(extent, SLIDING)
+        one, two = window[outs[0]], window[inner[0]]
+        size = tile[outs[0]]
+        distinct = ((size - 1) * one + (steps - 1) * two) / math.gcd(one, two) + 1
+        distinct = min(distinct, size * steps)
+        copies *= steps
+        share *= distinct / (size * steps)
+        rows, windows = max(rows, distinct * vectors), max(windows, steps)
+        slid.add(inner[0])
+    if not slid:
+        return 1.0, 0.0
+    if any(facts.reduces[n] <= SLIDING for n in slid):
+        copies *= math.prod(e for n, e in facts.reduces.items() if n not in slid)
+    live = height * vectors * facts.states + rows + windows
+    if copies <= UNROLLED and live <= facts.registers + 2:
+        return share, 0.0
+    short = facts.order[0]
+    return 1.0, 0.5 + MISSED / facts.reduces[short] if short in slid else 0.0
+
+
+def _outside(
+    facts: Facts,
+    operand: Operand,
+    candidate: Candidate,
+    tile: dict[str, float],
+    unrolled: bool,
+) -> float:
+    """The share of the tiles that meet an edge of an operand, so that they test it."""
+    inside = 1.0
+    for loops, places in operand.overhangs:
+        positions = 1.0
+        for name in loops:
+            if name in tile:
+                positions *= facts.outputs[name] / tile[name]
+            elif name == candidate.vector:
+                positions *= max(1.0, facts.outputs[name] / candidate.width)
+            elif name in facts.outputs:
+                positions *= facts.outputs[name]
+            elif not unrolled or facts.reduces[name] > SLIDING:
+                positions *= facts.reduces[name]
+        inside *= max(0.0, 1 - places / positions)
+    return 1 - inside
 
 
 def _distance(stride: int | None, size: int) -> float:
@@ -423,7 +357,16 @@ def _store_cycles(
     total = height * vectors * facts.epilogue / machine.fma_rate
     for strides in facts.store_strides:
         along = strides.get(candidate.vector, 0) if candidate.vector else 1
-        total += height * (vectors if along == 1 else width * machine.scatter)
+        rows = max((max(c) for n, c in candidate.tile if strides.get(n) == 1), default=1)
+        if along == 1:
+            total += height * vectors
+        elif rows > 1:  # transposed in registers
+            together = rows == along  # whole lines, the vectors interleaved
+            rows = min(rows, facts.lanes)
+            total += height * vectors * (rows if together else 4 + facts.lanes / rows)
+        else:
+            far = along is None or abs(along) * facts.bytes >= PAGE
+            total += height * width * machine.scatter * (3 if far else 1)
     for operand in facts.operands:
         if operand.body:
             continue
@@ -454,14 +397,14 @@ def _score_reduce(facts: Facts, candidate: Candidate, machine: Machine) -> Candi
     return Candidate(candidate.vector, candidate.width, (), frozenset(), cycles)
 
 
-def heights(extent: int, largest: int) -> list[tuple[int, ...]]:
-    """Covers of an extent by tiles of at most `largest`, the largest first.
+def heights(extent: int, largest: int, parts: int = 2) -> list[tuple[int, ...]]:
+    """Covers of an extent by tiles of at most `largest`, then of parts of it, the largest first.
 
     >>> heights(19, 14)
     [(10, 9), (7, 6)]
     """
     found: dict[tuple[int, ...], None] = {}
-    for limit in (largest, largest // 2):
+    for limit in (largest, largest // 2, largest // 3, largest // 4)[:parts]:
         if limit >= 1:
             found[best_cover(extent, limit)] = None
     return list(found)

@@ -20,6 +20,8 @@ from convgen.target import Target
 
 # Share of a cache that operands may fill: its sets fill unevenly, and others use it too.
 FILL = 0.75
+# Orders that cost little more than the best are as good; the first is kept.
+ENOUGH = 1.1
 # Loops of which every order is tried; further ones stay outermost.
 MOST = 4
 
@@ -58,7 +60,9 @@ def best_order(
     def cost(order: Sequence[str]) -> float:
         return _cycles(order, inner, bases, counts, walks, target, machine)
 
-    chosen = min(permutations(free), key=lambda order: round(cost(order), -3))
+    costs = {order: cost(order) for order in permutations(free)}
+    enough = ENOUGH * min(costs.values())
+    chosen = next(order for order, found in costs.items() if found <= enough)
     fixed = [name for name in outer if name not in free]
     return [*fixed, *chosen]
 

@@ -18,9 +18,9 @@ from convgen.ir.regions import loop_extent
 from convgen.ir.visit import walk
 from convgen.schedule.access import in_loops, loads_of, offset_of, outer_loops, tile_loops, trips
 from convgen.schedule.cost import (
+    SLIDING,
+    UNROLLED,
     Candidate,
-    Facts,
-    facts_of,
     heights,
     machine_of,
     score,
@@ -41,6 +41,8 @@ from convgen.schedule.directives import (
 )
 from convgen.schedule.directives.base import all_nests, find_nest
 from convgen.schedule.directives.mark import registers_needed
+from convgen.schedule.directives.split import best_cover
+from convgen.schedule.facts import Facts, facts_of, windows_of
 from convgen.schedule.fusion import Fusion, finish_consumer
 from convgen.schedule.locality import best_order
 from convgen.schedule.schedule import Schedule
@@ -48,8 +50,6 @@ from convgen.target import Target
 
 # Vectors along the vector loop that a tile may take.
 VECTORS = (1, 2, 3, 4, 6, 8)
-# Statements that the unrolled reduce loops of one tile may have.
-UNROLLED = 160
 # Tasks beyond which no further loop is made parallel.
 TASKS = 128
 
@@ -111,8 +111,9 @@ def _with_tiles(facts: Facts, vector: str, width: int) -> Iterator[Candidate]:
     if room < 2:
         return
     others = {n: e for n, e in facts.outputs.items() if n != vector and e > 1}
+    slid = {n for o in facts.operands if vector in o.strides for w in o.windows for n in w}
     for name, extent in others.items():
-        for sizes in heights(extent, room):
+        for sizes in heights(extent, room, 4 if name in slid else 2):
             yield Candidate(vector, width, ((name, sizes),))
         if 2 * extent <= room:
             for second, length in others.items():
@@ -279,21 +280,8 @@ class _Recipe:
         names = [o.name for o in nest.loops if o.reduce == number]
         if not nest.reduces[number].combiner.commutative:
             return names
-        return sorted(names, key=lambda name: not self.is_window(name))
-
-    def is_window(self, name: str) -> bool:
-        nest = self.nest
-        whole: dict[str, int] = {}
-        for loop in nest.loops:
-            if loop.reduce is None:
-                whole[_axis(loop.name)] = whole.get(_axis(loop.name), 1) * loop.extent
-        for load in loads_of(nest):
-            for index in load.index:
-                found = in_loops(nest, index).names()
-                over = {_axis(n) for n in found if _axis(n) in whole}
-                if name in found and any(whole[a] >= nest.loop(name).extent for a in over):
-                    return True
-        return False
+        windows = windows_of(nest)
+        return sorted(names, key=lambda name: name not in windows)
 
     def pack_operands(self, chosen: Candidate, facts: Facts, tile: list[str], vector: str) -> None:
         done: set[str] = set()
@@ -367,10 +355,40 @@ class _Recipe:
                     copies *= loop.extent
                     self.add(unroll(loop.name))
                     continue
+                if self.slide(loop, copies, facts):
+                    break
                 fits = [s for s in (4, 3, 2) if loop.extent % s == 0 and copies * s <= UNROLLED]
                 if fits and fits[0] < loop.extent and room >= 0:
                     self.add(unroll(loop.name, fits[0]))
                 break
+
+    def slide(self, loop: Loop, copies: float, facts: Facts) -> bool:
+        """Cut a long reduce loop into short runs, written out, where the tile slides along an
+        operand with it: neighbouring iterations share most of what they load."""
+        nest = self.nest
+        size = math.prod(
+            -(-loop_extent(nest, o) // facts.lanes)
+            if o.kind is LoopKind.VECTOR
+            else loop_extent(nest, o)
+            for o in tile_loops(nest)
+        )
+        fits = [
+            n
+            for n in range(min(SLIDING, loop.extent - 1), 2, -1)
+            if copies * n <= UNROLLED
+            and 0
+            < self.shared(replace(loop, extent=n), facts)
+            <= facts.registers - size * facts.states
+        ]
+        if not fits:
+            return False
+        exact = [n for n in fits if loop.extent % n == 0]
+        if exact:
+            self.add(split(loop.name, exact[0]))
+        else:
+            self.add(cover(loop.name, *best_cover(loop.extent, fits[0])))
+        self.add(unroll(f"{loop.name}_in"))
+        return True
 
     def shared(self, loop: Loop, facts: Facts) -> int:
         """Vectors kept live when a loop is unrolled: operands that its iterations share."""
@@ -425,13 +443,6 @@ class _Recipe:
             work = math.prod(o.extent for o in nest.loops)
             if work > 1 << 16:
                 self.note("runs on one worker, no output loop is outermost")
-
-
-def _axis(name: str) -> str:
-    """The loop that a child of a split or cover was cut from."""
-    for ending in ("_out", "_in", "_base"):
-        name = name.removesuffix(ending)
-    return name
 
 
 def _uses_position(combiner: Combiner) -> bool:

@@ -11,8 +11,9 @@ from schedule_nests import buffer, dense, kernel, load, nest, sum_of, var, windo
 
 from convgen.ir.interpret import interpret
 from convgen.ir.nodes import Edge, Kernel, Op
-from convgen.schedule.cost import MACHINES, facts_of, machine_of
+from convgen.schedule.cost import MACHINES, machine_of
 from convgen.schedule.directives.mark import registers_needed
+from convgen.schedule.facts import facts_of
 from convgen.schedule.recipes import candidates, choose, default_schedule
 from convgen.target import target
 from convgen.types import f32

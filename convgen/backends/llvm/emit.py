@@ -249,6 +249,8 @@ class _Phase:
                 if waiting.meets(one.value) or not waiting.fits(one):
                     self._store_waiting(waiting)
                 waiting.add(one, self._to_store(one))
+                if waiting.complete(one):
+                    self._store_waiting(waiting)
                 continue
             if waiting.columns and (not isinstance(one, Set) or waiting.meets(one.value)):
                 self._store_waiting(waiting)

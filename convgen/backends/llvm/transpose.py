@@ -55,6 +55,11 @@ class Waiting:
         reach = range(where.constant, where.constant + store.valid * store.stride, store.stride)
         self.elements.setdefault(name, set()).update(reach)
 
+    def complete(self, store: Store) -> bool:
+        """True when what waits for the buffer of the store is one square, with nothing to come."""
+        columns = self.columns[store.buffer]
+        return len(columns) == store.value.lanes and len(list(_runs(columns))) == 1
+
     def take(self) -> Iterator[tuple[str, Affine, list[_Column]]]:
         """(buffer, offset of the first, neighbours) for each run; nothing waits afterwards."""
         for name, columns in self.columns.items():

@@ -24,13 +24,15 @@ from convgen.ir.nodes import (
     StoreNode,
 )
 from convgen.ir.visit import loads, map_affine, map_expr, map_nest_exprs
-from convgen.schedule.access import in_loops, loads_of, unit_bases
+from convgen.schedule.access import in_loops, loads_of, trips, unit_bases
 from convgen.schedule.directives.base import Directive, Value, all_nests, is_packing, replace_nest
 from convgen.schedule.directives.mark import set_grain
 from convgen.target import Target
 
 # A copying loop keeps at most this many vectors in flight.
 COPY_VECTORS = 4
+# Tasks beyond which no further loop of a copy is made parallel.
+COPY_TASKS = 64
 
 
 @dataclass(frozen=True)
@@ -232,26 +234,34 @@ def merged_edges(reads: Sequence[Load]) -> tuple[Edge | None, ...] | None:
 def packing_nest(name: str, source: Buffer, packed: Buffer, load: Load, target: Target) -> Nest:
     """The scheduled nest that fills a packed buffer, its padding and halo included.
 
-    The loop that is contiguous in the copy is the vector loop; what the ranges of a segment decide
-    (inside, halo, padding) needs no test.
+    Loops run in the order of the source, so that its lines are used while they are near. Where
+    source and copy end in different dimensions, squares are moved: vectors along the source's last
+    dimension, as many of them as the copy's last one takes, stored transposed. Else the vector
+    loop is the one that is contiguous in the copy. What the ranges of a segment decide (inside,
+    halo, padding) needs no test.
     """
     layout = packed.layout
-    vector_dim = layout.blocks[-1][0] if layout.blocks else layout.order[-1]
+    lanes = target.lanes(packed.dtype)
+    last = layout.blocks[-1][0] if layout.blocks else layout.order[-1]
     blocked = {dim for dim, _ in layout.blocks}
-    step = COPY_VECTORS * target.lanes(packed.dtype)
-    dims = {d: _copy_loops(packed, d, step if d == vector_dim else 0) for d in layout.order}
-    dims |= _run_of_copies(source, packed, step)
-    plain: list[Loop] = []
-    cut: list[Loop] = []
+    near = near_dim(source, layout, lanes)
+    vector = last if near is None else near
+    steps = {vector: COPY_VECTORS * lanes} if near is None else {vector: lanes, last: lanes}
+    rows = _first_with_halo(packed, {*steps, *blocked})
+    dims = {d: _copy_loops(packed, d, 1 if d == rows else steps.get(d, 0)) for d in layout.order}
+    if near is None:
+        dims |= _run_of_copies(source, packed, steps[vector])
+    outer: list[Loop] = []
     inner: list[Loop] = []
-    for dim, (loops, _, _) in dims.items():
-        if dim in blocked or dim == vector_dim:
-            inner.insert(len(inner) if dim == vector_dim else 0, loops[-1])
+    for dim in (d for d in source.layout.order if dims[d][0]):
+        loops, _, _ = dims[dim]
+        if dim in blocked or dim in steps:
+            inner.insert(len(inner) if dim == vector else 0, loops[-1])
             loops = loops[:-1]
-        for loop in loops:
-            (plain if len(loops) == 1 and not loop.segments else cut).append(loop)
-    plain = [replace(loop, kind=LoopKind.PARALLEL) for loop in plain]
+        outer += loops
     inner[-1] = replace(inner[-1], kind=LoopKind.VECTOR)
+    if near is not None:
+        inner[:-1] = [replace(loop, kind=LoopKind.UNROLL) for loop in inner[:-1]]
     index = tuple(Affine.of(f"i{d}") for d in range(len(source.shape)))
     renamed = {i.single: index[d] for d, i in enumerate(load.index) if i.single}
     edges = tuple(
@@ -259,13 +269,46 @@ def packing_nest(name: str, source: Buffer, packed: Buffer, load: Load, target: 
     )
     return Nest(
         name=name,
-        loops=(*plain, *cut, *inner),
+        loops=(*_shared_out(outer), *inner),
         axes=tuple((f"i{d}", dims[d][1]) for d in range(len(index))),
         ranges=tuple((f"i{d}", *dims[d][2]) for d in range(len(index))),
         guards=(),
         reduces=(),
         stores=(StoreNode(packed.name, index, Load(source.name, index, edges, source.dtype)),),
     )
+
+
+def near_dim(source: Buffer, layout: Layout, lanes: int) -> int | None:
+    """The dimension that ends the source, where a copy of that layout ends in another one and
+    squares of both can be transposed; else None."""
+    if source.layout.blocks or len(layout.blocks) > 1 or source.dtype.bytes not in (4, 8):
+        return None
+    near = next((d for d in reversed(source.layout.order) if source.shape[d] > 1), None)
+    last = layout.blocks[-1][0] if layout.blocks else layout.order[-1]
+    if near is None or near == last or source.shape[near] < lanes // 2 or source.shape[last] < 2:
+        return None
+    return near
+
+
+def _first_with_halo(packed: Buffer, taken: set[int]) -> int | None:
+    """The outermost dimension with a halo, of those whose loop is no part of a square."""
+    for dim in packed.layout.order:
+        if dim not in taken and halo_of(packed.layout, dim) != (0, 0):
+            return dim
+    return None
+
+
+def _shared_out(loops: Sequence[Loop]) -> list[Loop]:
+    """The outermost loops parallel, until there are tasks enough."""
+    found: list[Loop] = []
+    inside = {loop.inner for loop in loops if loop.segments}
+    tasks = 1
+    for loop in loops:
+        if tasks >= COPY_TASKS or loop.name in inside:
+            break
+        found.append(replace(loop, kind=LoopKind.PARALLEL))
+        tasks *= trips(loop)
+    return [*found, *loops[len(found) :]]
 
 
 def _copy_loops(packed: Buffer, dim: int, step: int) -> tuple[list[Loop], Affine, tuple[int, int]]:

@@ -1,0 +1,204 @@
+"""What the score of a candidate needs to know of a nest, read off once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from convgen.ir.layout import size_in_elements
+from convgen.ir.nodes import Kernel, Load, Nest, Op
+from convgen.ir.regions import loop_ranges
+from convgen.ir.visit import loads, walk
+from convgen.schedule.access import in_loops, loads_of, stride_of, vector_dtype
+from convgen.schedule.directives.pack import halo_of_reads, merged_edges
+from convgen.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A load of a nest. strides: elements along each loop that it depends on (None: not constant);
+    steps: what a copy with that loop's dimension innermost would leave of them (0: not constant);
+    pitches: strides in a copy that keeps the order of the dimensions and adds a halo;
+    edged: loops that move it in a dimension with an edge; shifted: loops that share an index with
+    a reduce loop; body: it stands in a reduce;
+    windows: for each dimension that output and reduce loops move together, the step of each;
+    overhangs: for each dimension with an edge its loops and how many places of it lie outside;
+    near: the extent of the dimension that is contiguous in memory."""
+
+    load: Load
+    strides: dict[str, int | None]
+    steps: dict[str, int]
+    pitches: dict[str, int | None]
+    edged: frozenset[str]
+    shifted: frozenset[str]
+    omits: bool
+    elements: int
+    bytes: int
+    body: bool
+    packable: bool
+    hoistable: bool
+    windows: tuple[dict[str, int], ...]
+    overhangs: tuple[tuple[frozenset[str], int], ...]
+    near: int
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the score of a candidate needs to know of a nest. order: the reduce loops, the one
+    that runs fastest first, windows last; bytes: of what is stored."""
+
+    nest: Nest
+    operands: tuple[Operand, ...]
+    lanes: int
+    registers: int
+    states: int
+    operations: float
+    epilogue: float
+    store_strides: tuple[dict[str, int | None], ...]
+    outputs: dict[str, int]
+    reduces: dict[str, int]
+    order: tuple[str, ...]
+    bytes: int
+    l1: int
+    l2: int
+    l3: int
+
+
+def facts_of(nest: Nest, kernel: Kernel, target: Target) -> Facts:
+    """Read the facts off a nest whose loops are whole axes (or fused ones)."""
+    lanes = max(1, target.lanes(vector_dtype(nest, kernel)))
+    inside = {load for r in nest.reduces for load in loads(r.body)}
+    written = {s.buffer for s in nest.stores}
+    outputs = {o.name: o.extent for o in nest.loops if o.reduce is None}
+    reduces = {o.name: o.extent for o in nest.loops if o.reduce is not None}
+    operands = tuple(
+        _operand(load, nest, kernel, load in inside, written) for load in loads_of(nest)
+    )
+    windows = windows_of(nest)
+    operations = sum(
+        max(1, sum(isinstance(e, Op) for e in walk(r.body)))
+        + 2 * (len(r.combiner.dtypes) - 1)
+        + 4
+        * sum(e.name in ("exp", "log", "tanh", "pow") for e in walk(r.body) if isinstance(e, Op))
+        for r in nest.reduces
+    )
+    epilogue = sum(isinstance(e, Op) for s in nest.stores for e in walk(s.value))
+    return Facts(
+        nest=nest,
+        operands=operands,
+        lanes=lanes,
+        registers=target.vector_registers - 2,
+        states=_states(nest),
+        operations=float(operations),
+        epilogue=float(epilogue),
+        store_strides=tuple(
+            {o: stride_of(kernel.buffer(s.buffer), s.index, nest, o) for o in outputs}
+            for s in nest.stores
+        ),
+        outputs=outputs,
+        reduces=reduces,
+        order=tuple(reversed([*windows, *(n for n in reduces if n not in windows)])),
+        bytes=max((kernel.buffer(s.buffer).dtype.bytes for s in nest.stores), default=4),
+        l1=target.l1,
+        l2=target.l2,
+        l3=target.l3,
+    )
+
+
+def windows_of(nest: Nest) -> list[str]:
+    """Reduce loops that share an index with an output loop at least as long (all its parts)."""
+    whole: dict[str, int] = {}
+    for loop in nest.loops:
+        if loop.reduce is None:
+            whole[axis_of(loop.name)] = whole.get(axis_of(loop.name), 1) * loop.extent
+    extents = {loop.name: loop.extent for loop in nest.loops if loop.reduce is not None}
+    found: dict[str, None] = {}
+    for load in loads_of(nest):
+        for index in load.index:
+            names = in_loops(nest, index).names()
+            longest = max((whole[a] for n in names if (a := axis_of(n)) in whole), default=0)
+            found |= {n: None for n in names if n in extents and extents[n] <= longest}
+    return [n for n in extents if n in found]
+
+
+def axis_of(name: str) -> str:
+    """The loop that a child of a split or cover was cut from."""
+    for ending in ("_out", "_in", "_base"):
+        name = name.removesuffix(ending)
+    return name
+
+
+def _states(nest: Nest) -> int:
+    """State components that are live together at one point of the tile."""
+    found: dict[int, int] = {}
+    for number, reduce in enumerate(nest.reduces):
+        leader = nest.leader(number)
+        found[leader] = found.get(leader, 0) + len(reduce.combiner.dtypes)
+    return max(found.values(), default=0)
+
+
+def _operand(load: Load, nest: Nest, kernel: Kernel, body: bool, written: set[str]) -> Operand:
+    buffer = kernel.buffer(load.buffer)
+    strides: dict[str, int | None] = {}
+    steps: dict[str, int] = {}
+    edged: set[str] = set()
+    shifted: set[str] = set()
+    windows: list[dict[str, int]] = []
+    overhangs: list[tuple[frozenset[str], int]] = []
+    inner = {o.name for o in nest.loops if o.reduce is not None}
+    ranges = loop_ranges(nest)
+    for index, edge, size in zip(load.index, load.edges, buffer.shape, strict=True):
+        place = in_loops(nest, index)
+        names = place.names()
+        for name in names:
+            hidden = name in place.hidden_names()
+            steps[name] = 0 if hidden else place.coefficient(name)
+            strides[name] = stride_of(buffer, load.index, nest, name)
+        if edge is not None and edge.kind != "omit":
+            edged |= names
+            low, high = place.bounds(ranges) if names else (0, 0)
+            outside = max(0, -low) + max(0, high - size + 1)
+            overhangs += [(names, outside)] if outside else []
+        if names & inner:
+            shifted |= names - inner
+            if names - inner and not place.hidden_names():
+                windows.append({n: abs(place.coefficient(n)) for n in names})
+    same = [o for o in loads_of(nest) if o.buffer == load.buffer]
+    halo = halo_of_reads(nest, buffer, same)
+    wide = replace(buffer, layout=replace(buffer.layout, halo=halo))
+    pitches = {n: stride_of(wide, load.index, nest, n) for n in steps} if any(halo) else strides
+    packable = (
+        load.buffer not in written
+        and buffer.role not in ("packed", "scratch", "constant")
+        and merged_edges(same) is not None
+        and not any(e and e.value is not None for o in same for e in o.edges)
+    )
+    return Operand(
+        load=load,
+        strides=strides,
+        steps=steps,
+        pitches=pitches,
+        edged=frozenset(edged),
+        shifted=frozenset(shifted),
+        omits=any(e is not None and e.kind == "omit" for e in load.edges),
+        elements=size_in_elements(buffer),
+        bytes=buffer.dtype.bytes,
+        body=body,
+        packable=packable,
+        windows=tuple(windows),
+        overhangs=tuple(overhangs),
+        near=next(
+            (buffer.shape[d] for d in reversed(buffer.layout.order) if buffer.shape[d] > 1), 1
+        ),
+        hoistable=buffer.role == "input" and not edged and _is_shared(nest, strides),
+    )
+
+
+def _is_shared(nest: Nest, strides: dict[str, int | None]) -> bool:
+    """True for an operand that all items of a batch share, as weights are: the first output axis
+    is the first index of what is stored and of another operand, and not one of its own."""
+    first = next((o.name for o in nest.loops if o.reduce is None), "")
+    if not first or first in strides:
+        return False
+    stored = all(in_loops(nest, s.index[0]).single == first for s in nest.stores if s.index)
+    others = (in_loops(nest, o.index[0]).single == first for o in loads_of(nest) if o.index)
+    return stored and any(others)
