@@ -3,13 +3,15 @@
 One operator serves every shape; the kernels of each shape are made at its first use:
 
     convgen::NAME(Tensor ..., int save) -> (Tensor ..., Tensor saved)
+    convgen::NAME_infer(Tensor ...) -> (Tensor ...)
     convgen::NAME_backward(Tensor?[] given, Tensor[] cotangents, SymInt[] shapes, int save)
         -> Tensor[]
     convgen::NAME_gradS(Tensor ..., Tensor cotangent ..., int save) -> (Tensor ..., Tensor saved)
 
-`save` has a bit for each argument whose gradient will be asked for. The backward operator reads
-what the forward saved; NAME_gradS is the derived gradient program from the arguments alone, an
-operator like the first one, so that it has derivatives of its own.
+`save` has a bit for each argument whose gradient will be asked for; where no argument has one,
+calls take the operator without gradients, which saves the way through autograd. The backward
+operator reads what the forward saved; NAME_gradS is the derived gradient program from the arguments
+alone, an operator like the first one, so that it has derivatives of its own.
 """
 
 from __future__ import annotations
@@ -67,6 +69,9 @@ class Operator:
         arguments = ", ".join(f"Tensor {a}" for a in _argument_names(family.inputs))
         results = ", ".join(["Tensor"] * (self._count + 1))
         self._define(name, f"({arguments}, int save) -> ({results})", self._run, self._shapes)
+        plain = results[len("Tensor, ") :]
+        plain = plain if self._count == 1 else f"({plain})"
+        self._define(f"{name}_infer", f"({arguments}) -> {plain}", self._infer, self._shapes_infer)
         self._define(
             f"{name}_backward",
             "(Tensor?[] given, Tensor[] cotangents, SymInt[] shapes, int save) -> Tensor[]",
@@ -77,6 +82,7 @@ class Operator:
             f"convgen::{name}", self._backward, setup_context=self._set_up, lib=_LIBRARY
         )
         self.op: Any = getattr(torch.ops.convgen, name).default
+        self.infer_op: Any = getattr(torch.ops.convgen, f"{name}_infer").default
         self.backward_op: Any = getattr(torch.ops.convgen, f"{name}_backward").default
 
     def _define(self, name: str, schema: str, run: Any, shapes: Any) -> None:
@@ -90,7 +96,14 @@ class Operator:
             for i, tensor in enumerate(tensors):
                 if tensor.requires_grad:
                     save |= 1 << i
-        return self.op(*tensors, save)[: self._count]
+        if save:
+            return self.op(*tensors, save)[: self._count]
+        found = self.infer_op(*tensors)
+        return (found,) if self._count == 1 else tuple(found)
+
+    def __deepcopy__(self, memo: Any) -> Operator:
+        """Copies of a module share its operators, which keep no values."""
+        return self
 
     # ------------------------------------------------------------------------------- kernels
 
@@ -107,9 +120,16 @@ class Operator:
         key = (save, *[t.shape for t in tensors], *[t.dtype for t in tensors])
         forward = self._calls.get(key)
         if forward is None:
-            recipe = self._recipe_of(tensors, save)
-            forward = self._calls[key] = recipe.forward
+            forward = self._calls[key] = self._recipe_of(tensors, save).forward
         return forward.run(tensors)
+
+    def _infer(self, *tensors: Tensor) -> Any:
+        key = (*[t.shape for t in tensors], *[t.dtype for t in tensors])
+        forward = self._calls.get(key)
+        if forward is None:
+            forward = self._calls[key] = self._recipe_of(tensors, 0).infer
+        results = forward.run(tensors)
+        return results[0] if self._count == 1 else results
 
     def _recipe_of(self, tensors: Sequence[Tensor], save: int) -> Recipe:
         dtype = network_dtype(self.family, tensors)
@@ -141,6 +161,10 @@ class Operator:
         like = tensors[0]
         made = [like.new_empty(s.shape, dtype=s.dtype) for s in results]
         return (*made, like.new_empty((storage(saved)[1],), dtype=torch.uint8))
+
+    def _shapes_infer(self, *tensors: Tensor) -> Any:
+        results = self._shapes(*tensors, 0)
+        return results[0] if self._count == 1 else results[: self._count]
 
     def _specs(
         self, shapes: Sequence[Any], dtype: DType, save: int, tensors: Sequence[Tensor]

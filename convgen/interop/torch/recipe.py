@@ -241,7 +241,11 @@ class Recipe:
 
     @cached_property
     def forward(self) -> Forward:
-        return Forward(self)
+        return Forward(self, saves=True)
+
+    @cached_property
+    def infer(self) -> Forward:
+        return Forward(self, saves=False)
 
     @cached_property
     def backward(self) -> Backward:
@@ -266,9 +270,9 @@ def plain(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class Forward:
-    """The forward kernel on tensors."""
+    """The forward kernel on tensors; only a recipe that saves nothing has one without `saves`."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, saves: bool) -> None:
         made = recipe.made
         used = [i for i, spec in enumerate(recipe.inputs) if spec is not None]
         self._used = used if len(used) < len(recipe.inputs) else None
@@ -278,6 +282,9 @@ class Forward:
         self._threads = recipe.options.threads
         self._made = [(s.shape, s.dtype) for s in made]
         self._offsets, self._bytes = storage(recipe.saved)
+        self._saves = saves
+        # The bits that the address of an aligned element does not have.
+        self._odd = [0 if s is None else s.dtype.itemsize - 1 for s in recipe.inputs]
         where = {s.name: i for i, s in enumerate(made)}
         self._results = [
             where[s.name] if s.name in where else -1 - recipe.names.index(s.name)
@@ -286,18 +293,26 @@ class Forward:
         self._direct = self._results == list(range(len(made)))
 
     def run(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """The results, then one block of bytes with what is saved."""
-        given = [plain(t) for t in tensors]
+        """The results; where it `saves`, then one block of bytes with what is saved."""
+        addresses = [t.data_ptr() for t in tensors]
+        given = tensors
+        for tensor, start, odd in zip(tensors, addresses, self._odd, strict=True):
+            if start & odd or not tensor.is_contiguous():
+                given = [plain(t) for t in tensors]
+                addresses = [t.data_ptr() for t in given]
+                break
+        if self._used is not None:
+            addresses = [addresses[i] for i in self._used]
         made = [torch.empty(shape, dtype=dtype) for shape, dtype in self._made]
-        block = torch.empty(self._bytes, dtype=torch.uint8)
-        pick = given if self._used is None else [given[i] for i in self._used]
-        addresses = [t.data_ptr() for t in pick] + [t.data_ptr() for t in made]
-        if self._offsets:
+        addresses += [t.data_ptr() for t in made]
+        block = None
+        if self._saves:
+            block = torch.empty(self._bytes, dtype=torch.uint8)
             base = block.data_ptr()
             addresses += [base + offset for offset in self._offsets]
         self._caller.run(addresses, self._threads)
         if self._direct:
-            return (*made, block)
+            return (*made, block) if self._saves else (*made,)
         seen: set[int] = set()
         results: list[torch.Tensor] = []
         for i in self._results:
@@ -305,7 +320,7 @@ class Forward:
             found = given[-1 - i].clone() if i < 0 else made[i].clone() if i in seen else made[i]
             seen.add(i)
             results.append(found)
-        return (*results, block)
+        return (*results, block) if self._saves else tuple(results)
 
 
 class Backward:
