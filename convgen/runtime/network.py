@@ -21,6 +21,7 @@ from convgen.runtime.data.stream import run_seed
 from convgen.runtime.module import Graph, Module, trace
 from convgen.runtime.plan import Plan, Weights, inference_plan, part, training_plan
 from convgen.runtime.progress import Epoch
+from convgen.runtime.shown import table_html, table_text
 from convgen.runtime.table import rows_of
 from convgen.runtime.threads import thread_count
 from convgen.symbolic.program import Program
@@ -78,6 +79,7 @@ class Network:
     def initialize(self, seed: int) -> None:
         """Draw all parameters anew from PyTorch's distributions, each from a generator of its own
         (so a layer's start does not depend on the layers before it)."""
+        self.weights_changed()
         for number, (name, _, spec) in enumerate(self.graph.specs):
             generator = np.random.Generator(np.random.PCG64([seed, 2, number]))
             start = spec.initializer
@@ -112,11 +114,17 @@ class Network:
                 )
         for name, array in ready.items():
             self.weights[name][...] = array
+        self.weights_changed()
 
     @property
     def setup(self) -> Setup | None:
         """The loss and optimizer of the last training; None when there was none."""
         return self._training[0] if self._training is not None else None
+
+    def weights_changed(self) -> None:
+        """To be called after writing into `weights` by hand: predictions use copies of the weights
+        packed for the kernels, made anew at the next one."""
+        self._packed = False
 
     @property
     def parameters(self) -> int:
@@ -174,6 +182,9 @@ class Network:
         and cut off. Raises DataError for wrong shapes, or other than the network's dtype kind.
         """
         plan, outputs = self.inference()
+        if not self._packed:
+            plan.prepare(self.thread_count)
+            self._packed = True
         arrays = [self.checked(a, s) for a, s in zip(inputs, self.shapes, strict=True)]
         count = len(arrays[0])
         if any(len(a) != count for a in arrays):
@@ -234,6 +245,7 @@ class Network:
 
     def fill(self, plan: Plan, x: Array, y: Array, seed: int, step: int) -> None:
         """Put a batch and the step's random seeds where a training plan reads them."""
+        self.weights_changed()
         plan.view("input0")[...] = x
         plan.view("target")[...] = y
         number = 0
@@ -274,6 +286,14 @@ class Network:
     def table(self) -> list[dict[str, Any]]:
         """One row a layer, see `convgen.runtime.table.rows_of`."""
         return rows_of(self.graph)
+
+    def __str__(self) -> str:
+        """The table as text."""
+        return table_text(self.table())
+
+    def _repr_html_(self) -> str:
+        """The table for a notebook."""
+        return table_html(self.table())
 
 
 def _same(a: Setup, b: Setup) -> bool:

@@ -20,7 +20,7 @@ from convgen.layers.loss import Loss
 from convgen.layers.update import Optimizer
 from convgen.runtime.build import Built
 from convgen.runtime.module import Graph, Node
-from convgen.runtime.threads import Table
+from convgen.runtime.threads import Range, Table
 from convgen.symbolic import derive
 from convgen.symbolic.program import Program
 from convgen.types import DType, i64, u64
@@ -79,11 +79,13 @@ class Region:
 
 @dataclass(frozen=True)
 class Call:
-    """One kernel on regions: `regions[i]` is argument buffer i of the kernel."""
+    """One kernel on regions: `regions[i]` is argument buffer i of the kernel. `ahead`: its prepare
+    phases read nothing but weights and need to run only when those have changed."""
 
     title: str
     built: Built
     regions: tuple[Region, ...]
+    ahead: bool = False
 
 
 @dataclass
@@ -92,6 +94,7 @@ class PlanBuilder:
 
     build: Callable[[Program], Built]
     dtype: DType
+    prepares: bool = False  # weights are packed ahead of the run, and the copies stay
     calls: list[Call] = field(default_factory=list)
     regions: list[Region] = field(default_factory=list)
 
@@ -113,15 +116,19 @@ class PlanBuilder:
 
         Updates of states happen in place (the kernel writes the state's own region)."""
         built = self.build(program)
+        ahead = self.prepares and all(
+            bound[name].array is not None for name in built.prepared if name in bound
+        )
         places: list[Region] = []
         for buffer in built.arguments:
             place = bound.get(buffer.name)
             if place is None:
                 name = f"{len(self.calls)}.{title}.{buffer.name}"
-                place = self.region(name, (built.bytes_of(buffer),), _BYTE)
+                stays = ahead and buffer.name in built.packed
+                place = self.region(name, (built.bytes_of(buffer),), _BYTE, kept=stays)
             place.touch(len(self.calls))
             places.append(place)
-        self.calls.append(Call(title, built, tuple(places)))
+        self.calls.append(Call(title, built, tuple(places), ahead))
 
     def finish(self) -> Plan:
         size = _lay_out(self.regions, len(self.calls))
@@ -156,18 +163,38 @@ def _lay_out(regions: Sequence[Region], calls: int) -> int:
     return max((r.offset + aligned(r.bytes) for r in placed), default=0)
 
 
+@dataclass(frozen=True)
+class _Phases:
+    """Some phases of a kernel."""
+
+    ranges: tuple[Range, ...]
+
+    @staticmethod
+    def at(phases: Sequence[Range], when: str) -> _Phases:
+        return _Phases(tuple(p for p in phases if p.when == when))
+
+
 class Plan:
-    """Calls bound to memory; `run` is one native call."""
+    """Calls bound to memory; `run` is one native call.
+
+    `prepare` packs the weights of the calls that have this done ahead; to be run again whenever
+    weights have changed."""
 
     def __init__(
         self, calls: tuple[Call, ...], regions: tuple[Region, ...], arena: NDArray[np.uint8]
     ) -> None:
         self.calls, self.regions, self.arena = calls, regions, arena
         self._by_name = {r.name: r for r in regions}
-        rows: list[tuple[Built, Sequence[int]]] = [
-            (call.built, [self._address(r) for r in call.regions]) for call in calls
-        ]
-        self._table = Table(rows)
+        ahead: list[tuple[_Phases, list[int]]] = []
+        rows: list[tuple[_Phases, list[int]]] = []
+        for call in calls:
+            addresses = [self._address(r) for r in call.regions]
+            phases = call.built.ranges
+            if call.ahead:
+                ahead.append((_Phases.at(phases, "prepare"), addresses))
+                phases = _Phases.at(phases, "run").ranges
+            rows.append((_Phases(phases), addresses))
+        self._prepare, self._table = Table(ahead), Table(rows)
 
     def _address(self, region: Region) -> int:
         if region.array is not None:
@@ -191,6 +218,10 @@ class Plan:
         if region.parent is not None:
             return self._memory(region.parent)[region.start :]
         return self.arena[region.offset :]
+
+    def prepare(self, threads: int) -> None:
+        """Pack weights ahead of runs."""
+        self._prepare.run(threads)
 
     def run(self, threads: int) -> None:
         """Run all calls in order."""
@@ -257,7 +288,7 @@ class NetworkTape:
     ) -> None:
         self.graph, self.weights, self.training = graph, weights, training
         self.dtype = weights.dtype
-        self.builder = PlanBuilder(build, weights.dtype)
+        self.builder = PlanBuilder(build, weights.dtype, prepares=not training)
         self.values: dict[int, Region] = {}
         outputs = {v.number for v in graph.outputs}
         for i, value in enumerate(graph.inputs):
