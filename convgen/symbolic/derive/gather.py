@@ -183,7 +183,7 @@ def _solve_dimension(branch: Branch, j: int, positions: Sequence[str]) -> list[B
     dims = [
         d for d, r in enumerate(branch.regions) if isinstance(r, Progression) and r.param in params
     ]
-    if len(dims) != len(params) or modulus ** len(dims) > max(MOST_CLASSES, modulus):
+    if len(dims) != len(params) or modulus ** len(dims) > max(MOST_CLASSES, min(modulus, 4096)):
         branch.conditions.append(Constraint("==", equation))
         return [branch]
     branch.classes += 1

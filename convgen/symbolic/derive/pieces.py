@@ -7,13 +7,14 @@ up; where no part adds anything the piece is zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import sympy
 from sympy import Expr, Integer
 
 from convgen.affine import Affine, Constraint
+from convgen.errors import DerivationError
 from convgen.symbolic.derive.merge import merge_pieces, merge_sums
 from convgen.symbolic.derive.scalar import exchange
 from convgen.symbolic.derive.terms import Digits, Part, Progression, span
@@ -42,6 +43,9 @@ from convgen.symbolic.indexmath import (
     tidy_constraint,
 )
 from convgen.symbolic.reductions import SUM
+
+MANY_CLASSES = 64  # residue classes from which on empty ones are put together
+MOST_PIECES = 4096  # residue classes of one dimension that hold something
 
 
 @dataclass(frozen=True)
@@ -184,11 +188,15 @@ def _as_run(part: Part, dim: int) -> _Run:
 def _run_cells(
     active: Sequence[Part], runs: Sequence[_Run], axis: str, hint: str, extent: int
 ) -> list[_Cell]:
-    """Residue classes modulo the least common multiple of all steps, cut into intervals."""
+    """Residue classes modulo the least common multiple of all steps, cut into intervals. Of a large
+    modulus, neighbouring classes that nothing reads are one cell."""
     modulus = math.lcm(*(r.step for r in runs))
     cells: list[_Cell] = []
     name = hint if modulus == 1 else "u"
-    for residue in range(modulus):
+    for residue in _residues(runs, modulus):
+        if isinstance(residue, range):
+            cells += _gap_cells(residue, modulus, axis, (name, hint), extent)
+            continue
         matching = [i for i, r in enumerate(runs) if r.meets(residue, modulus)]
         ends = {0, extent}
         for i in matching:
@@ -205,6 +213,44 @@ def _run_cells(
             readings = tuple((active[i], runs[i].reading(element)) for i in inside)
             cells.append(_Cell(element, (Range(axis, first, last),), (name,), readings))
     return cells
+
+
+def _residues(runs: Sequence[_Run], modulus: int) -> Iterator[int | range]:
+    """The residues, those between which no run has elements together where there are many."""
+    if modulus <= MANY_CLASSES:
+        yield from range(modulus)
+        return
+    met: set[int] = set()
+    for run in runs:
+        step = modulus if run.count == 1 else run.step
+        if len(met) + modulus // step > MOST_PIECES:
+            raise DerivationError(
+                f"the gradient falls apart into {modulus} residue classes",
+                expected=f"at most {MOST_PIECES} that are not zero",
+                hint="strides with a small least common multiple",
+            )
+        met.update(range(run.start % step, modulus, step))
+    last = 0
+    for residue in sorted(met):
+        if residue > last:
+            yield range(last, residue)
+        yield residue
+        last = residue + 1
+    if last < modulus:
+        yield range(last, modulus)
+
+
+def _gap_cells(
+    gap: range, modulus: int, axis: str, names: tuple[str, str], extent: int
+) -> Iterator[_Cell]:
+    """Elements modulus*u + v for v in the gap: whole blocks, then what the last block has of it."""
+    inner = axis + "_in"
+    blocks, rest = divmod(extent, modulus)
+    element = modulus * Affine.of(axis) + Affine.of(inner)
+    for low, high, stop in ((0, blocks, gap.stop), (blocks, blocks + 1, min(gap.stop, rest))):
+        if low < high and gap.start < stop:
+            ranges = (Range(axis, low, high), Range(inner, gap.start, stop))
+            yield _Cell(element, ranges, names, ())
 
 
 # ---------------------------------------------------------------------------------------------
