@@ -72,7 +72,7 @@ class Family:
         self.program = program
         self._values: dict[Key, int] = {}
         self._ranges: dict[str, dict[str, Range]] = {}
-        self._high = _high_digits(program) if digits else frozenset()
+        self._high = block_numbers(program) if digits else frozenset()
         self._pinned: set[Key] = set()
         self._compound: dict[Key, Kind] = {}
         self._collect()
@@ -299,7 +299,7 @@ def _reduced(row: Row, pivots: Mapping[Key, Row]) -> Row:
     return row
 
 
-def _high_digits(program: Program) -> frozenset[tuple[str, str]]:
+def block_numbers(program: Program) -> frozenset[tuple[str, str]]:
     """(piece, axis) of block numbers. A dimension is blocked where the axes of a definition, not of
     a sum, are its digits; an axis is a block number where it is the high digit of a blocked
     dimension, and a dimension is blocked, too, where a block number is its high digit."""
