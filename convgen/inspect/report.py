@@ -317,7 +317,8 @@ def _machine(
             costs.note(f"{title}: {note}")
         document = _certificate(kernel)
         if document:
-            certificate.code(document, title, folded=False)
+            certificate.html(_render("certificate.html", title=title, document=document))
+            certificate.code(json.dumps(document, indent=1, default=str), f"{title}: JSON")
     head = ("kernel", "products", "bytes of arrays", "operations per byte")
     costs.table(rows, (*head, "bytes of code", "workspace bytes", "phases"))
     if peak is not None:
@@ -325,14 +326,10 @@ def _machine(
     return [schedule, code, costs, certificate]
 
 
-def _certificate(kernel: CompiledKernel) -> str:
-    """The kernel's certificate as JSON; empty where kernels give none."""
-    make = getattr(kernel, "certificate", None)
-    if make is None:
-        return ""
-    found: Any = make()
-    plain = found.as_json() if hasattr(found, "as_json") else found
-    return plain if isinstance(plain, str) else json.dumps(plain, indent=1, default=str)
+def _certificate(kernel: CompiledKernel) -> dict[str, Any]:
+    """The kernel's certificate as plain values."""
+    found: Any = kernel.certificate().as_json()
+    return dict(json.loads(found) if isinstance(found, str) else found)
 
 
 def _code(section: Section, kernel: CompiledKernel, title: str) -> None:

@@ -6,12 +6,13 @@ different parameters); using one layer twice shares its parameters.
 
 from __future__ import annotations
 
+import html
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from convgen.errors import ShapeError
+from convgen.errors import ConvgenError, ShapeError
 from convgen.symbolic.program import Program
 from convgen.types import DType, f32
 
@@ -89,6 +90,29 @@ class Layer:
     def multiply_adds(self, *shapes: Shape) -> int:
         """Multiply-adds of one forward pass, counted for convolutions and linear layers only."""
         return 0
+
+    def sample(self) -> Program | None:
+        """The formula at small extents that suit the layer, to be looked at; None for a layer that
+        needs more to be told."""
+        channels = [getattr(self, n, None) for n in ("in_channels", "num_features", "in_features")]
+        count = next((c for c in channels if isinstance(c, int)), 4)
+        for rest in ((16, 16), (), (16,), (16, 16, 16)):
+            try:
+                return self.program((2, count, *rest))
+            except (ConvgenError, TypeError):
+                continue
+        return None
+
+    def _repr_latex_(self) -> str | None:
+        """What a notebook shows: the formula of a sample input."""
+        program = self.sample()
+        return None if program is None else f"$$\n{program.latex()}\n$$"
+
+    def _repr_html_(self) -> str:
+        """The constructor call, and the formula of a sample input."""
+        program = self.sample()
+        formula = "" if program is None else program.mathml()
+        return f"<code>{html.escape(repr(self))}</code>{formula}"
 
     def __call__(self, *values: Any) -> Any:
         """Apply the layer to values of a network under construction (functional style)."""

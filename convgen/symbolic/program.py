@@ -188,6 +188,10 @@ class Program:
         """What a notebook shows."""
         return f"$$\n{printer.latex(self)}\n$$"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows where it renders MathML; wide formulas scroll."""
+        return f'<div style="overflow-x:auto">{printer.mathml(self)}</div>'
+
     def mathml(self) -> str:
         """MathML, one ``<math>`` element: what a page shows without loading anything."""
         return printer.mathml(self)
