@@ -479,3 +479,37 @@ def test_idx_headers_that_ask_for_everything(tmp_path: Path) -> None:
     path.write_bytes(b"\0\0\x0e\xff" + b"\xff" * 1020)
     with pytest.raises(cg.DataError, match="does not fit its header"):
         load_idx(path)
+
+
+# --------------------------------------------------------------------------------- wide strides
+
+
+@pytest.mark.parametrize("stride", [64, 65, 100, 5000])
+def test_gradients_of_wide_strides(stride: int) -> None:
+    """The elements that a stride skips are a few pieces of zeros, however many they are."""
+    size = 2 * stride + 5
+    program = cg.parse(
+        f"Y[i] = sum(r: X[{stride}*i + 2*r - 1] * W[r]) for i < 3", X=(size,), W=(3,)
+    )
+    gradient = cg.grad(program)
+    assert sum(len(s.pieces) for s in gradient.stages) <= 70
+    rng = np.random.default_rng(stride)
+    arrays = [rng.integers(-3, 4, t.shape).astype(np.float32) for t in gradient.inputs]
+    x, w, dy = arrays
+    want_x, want_w = np.zeros_like(x), np.zeros_like(w)
+    for i, r in np.ndindex(3, 3):
+        place = stride * i + 2 * r - 1
+        if 0 <= place < size:
+            want_x[place] += dy[i] * w[r]
+            want_w[r] += dy[i] * x[place]
+    dx, dw = cg.compile(gradient)(*arrays)
+    np.testing.assert_array_equal(dx, want_x)
+    np.testing.assert_array_equal(dw, want_w)
+
+
+def test_gradients_of_any_stride_are_derived_at_once() -> None:
+    start = time.perf_counter()
+    gradient = cg.grad(cg.parse("Y[i] = X[1073741824*i] for i < 2", X=((1 << 31) + 5,)))
+    gradient.check()
+    assert len(str(gradient)) < 500
+    assert time.perf_counter() - start < 20
