@@ -54,7 +54,7 @@ class NetworkSubject:
             for i, v in enumerate(graph.inputs)
         )
         y = tuple(
-            Port(f"y{i}" if len(graph.outputs) > 1 else "y", v.shape, self.dtype, True)
+            Port(f"y{i}" if len(graph.outputs) > 1 else "y", v.shape, v.dtype or self.dtype, True)
             for i, v in enumerate(graph.outputs)
         )
         parameters = tuple(
@@ -75,7 +75,8 @@ class NetworkSubject:
         )
         if backward:
             gradients = tuple(as_gradient(p) for p in parameters)
-            dy, dx = tuple(map(as_gradient, y)), tuple(map(as_gradient, x))
+            dy = tuple(as_gradient(p) for p in y if p.dtype.is_float)
+            dx = tuple(map(as_gradient, x))
             ports = replace(ports, dy=dy, dx=dx, grads=gradients)
         return ports if self.optimizer is None else self._with_step(ports, self.optimizer)
 
@@ -203,13 +204,14 @@ class _Backward(TrainingTape):
                 self.given.add(node.output)
 
     def _dependent_values(self) -> set[int]:
-        return {v.number for v in self.graph.values}
+        return {v.number for v in self.graph.values if v.dtype is None}
 
     def record(self) -> None:
         for node in self.graph.nodes:
             self.forward(node)
         self.boundary = len(self.builder.calls)
-        for i, value in enumerate(self.graph.outputs):
+        floats = [v for v in self.graph.outputs if v.dtype is None]
+        for i, value in enumerate(floats):
             self.dy.append(self.builder.region(f"dy{i}", value.shape))
             self.cotangents.setdefault(value.number, []).append(self.dy[-1])
         for node in reversed(self.graph.nodes):
@@ -234,14 +236,15 @@ class _Backward(TrainingTape):
         that they can be left out."""
         wanted = self.wrt(node)
         outside = [name for name, goal in wanted if isinstance(goal, int) and goal in self.given]
-        if node.layer.is_view or not outside or not self.cotangents.get(node.output):
+        reached = any(self.cotangents.get(o) for o in node.outputs)
+        if node.layer.is_view or not outside or not reached:
             super().backward(node)
             return
-        parts = self.cotangents.pop(node.output)
-        shape = self.graph.values[node.output].shape
-        behind, bound = self.backwards[node.output]
-        out = node.layer.program(*self.shapes(node), training=True, dtype=self.dtype).output.name
-        bound = bound | {"d" + out: self.total(f"d.{node.path}.sum", parts, shape, None)}
+        behind, known = self.backwards[node.output]
+        bound = dict(known)
+        for tensor, number in zip(self.program(node).outputs, node.outputs, strict=True):
+            if tensor.dtype.is_float:
+                bound["d" + tensor.name] = self.cotangent(node, number)
         for name, goal in wanted:
             bound["d" + name] = self._goal_region(node, name, goal)
         inner = ["d" + name for name, _ in wanted if name not in outside]

@@ -130,9 +130,10 @@ class Level:
             known = {**homes, **given, **packs}
             if half == 0:
                 known = {**homes, **packs, **given}
-            places, size = _place_rest(calls, known, base, section.zeroed)
+            zeroed = [*section.zeroed, *_unwritten(calls, known)]
+            places, size = _place_rest(calls, known, base, zeroed)
             self.work_bytes = max(self.work_bytes, size)
-            rows = [zero_row(places[id(r)], r.bytes) for r in section.zeroed if id(r) in places]
+            rows = [zero_row(places[id(r)], r.bytes) for r in zeroed if id(r) in places]
             for call in calls:
                 rows += self._rows(call, places, id(call) in skipped)
             if half == 0:
@@ -249,6 +250,14 @@ def _home(region: Region, places: Mapping[int, Place]) -> Place | None:
     own, offset = root(region)
     found = places.get(id(own))
     return Place(found.slot, found.offset + offset) if found is not None else None
+
+
+def _unwritten(calls: Sequence[Call], known: Mapping[int, Place]) -> list[Region]:
+    """Regions that are read though no call writes them and nobody hands them in: they are zero."""
+    pairs = [(a, r) for c in calls for a, r in zip(c.built.arguments, c.regions, strict=True)]
+    written = {id(root(r)[0]) for a, r in pairs if a.role != "input"}
+    read = {id(root(r)[0]): root(r)[0] for a, r in pairs if _home(r, known) is None}
+    return [region for key, region in read.items() if key not in written]
 
 
 def _place_rest(
