@@ -1,0 +1,217 @@
+"""Bad input through the doors of a bundle is a code or an exception with a text, never a crash."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import convgen as cg
+from convgen.interop.aot.archive import archive
+from convgen.interop.aot.export import export
+from convgen.target import target
+
+sys.path.insert(0, str(Path(__file__).parent))
+from bundles import load  # noqa: E402
+
+CODES = ("ok", "context", "processor", "batch", "null", "small", "aligned", "parallel", "made without")
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dense")
+    export(cg.parse("Y[n,k] = sum(c: X[n,c]*W[k,c]) + b[k]", X=(4, 6), W=(5, 6), b=(5,)), folder, name="dense")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(dense):
+    draw = np.random.default_rng(1)
+    weights = [draw.standard_normal(s).astype(np.float32) for s in ((5, 6), (5,))]
+    return load(dense, "dense").Bundle(weights)
+
+
+def test_error_texts(bundle):
+    for code, word in enumerate(CODES):
+        assert word in bundle._call("error_text", code).decode()
+    for code in (-1, 9, 1 << 30):
+        assert "unknown" in bundle._call("error_text", code).decode()
+
+
+def forward(bundle, **changes) -> int:
+    """The code of a checked forward with one thing changed; x, y ... are (address, bytes)."""
+    x, y = np.zeros((4, 6), np.float32), np.zeros((4, 5), np.float32)
+    work, saved = bundle._work(4), np.zeros(4096, np.uint8)
+    given = {
+        "context": (bundle._context.ctypes.data, bundle._context.nbytes),
+        "x": (x.ctypes.data, x.nbytes),
+        "packed": (bundle._packed.ctypes.data, bundle._packed.nbytes),
+        "y": (y.ctypes.data, y.nbytes),
+        "work": (work.ctypes.data, work.nbytes),
+    }
+    batch, parallel = changes.pop("batch", 4), changes.pop("parallel", None)
+    for name, change in changes.items():
+        given[name] = change(*given.get(name, (saved.ctypes.data, saved.nbytes))) if change else None
+    module = sys.modules[type(bundle).__module__]
+
+    def span(name):
+        if given.get(name) is None:
+            return None
+        return ctypes.byref(module._Span(*given[name]))
+
+    return bundle._call(
+        "forward_checked", span("context"), batch, span("x"), span("packed"), None, 0, span("y"),
+        span("saved"), span("work"), parallel,
+    )  # fmt: skip
+
+
+def test_checked_doors_refuse_what_would_crash(bundle):
+    assert forward(bundle) == 0
+    for name in ("context", "x", "packed", "y", "work"):
+        assert forward(bundle, **{name: None}) == 4, name
+        assert forward(bundle, **{name: lambda a, b: (None, b)}) == 4, name
+        assert forward(bundle, **{name: lambda a, b: (a, 3)}) == 5, name
+        assert forward(bundle, **{name: lambda a, b: (a, -1)}) == 5, name
+        assert forward(bundle, **{name: lambda a, b: (a + 1, b + 64)}) == 6, name
+    assert forward(bundle, saved=lambda a, b: (a - a % 64 + 4, b)) == 6
+    assert forward(bundle, saved=lambda a, b: (a, 1)) in (5, 6)
+    assert forward(bundle, batch=-1) == 3
+    assert forward(bundle, batch=1 << 40) == 3
+    assert forward(bundle, batch=5) == 5
+    blank = np.zeros(64, np.uint8)
+    assert forward(bundle, context=lambda a, b: (blank.ctypes.data - blank.ctypes.data % 8, 64)) == 1
+    module = sys.modules[type(bundle).__module__]
+    for workers, run in ((0, 1), (2, None)):
+        assert forward(bundle, parallel=ctypes.byref(module._Parallel(None, workers, run))) == 7
+
+
+def test_closed_contexts_and_sizes(bundle):
+    closed = np.zeros(64, np.uint8).ctypes.data
+    assert bundle._call("packed_bytes", None) == -1
+    assert bundle._call("packed_bytes", closed) == -1
+    assert bundle._call("target", closed) is None
+    assert bundle._call("saved_bytes", bundle._context.ctypes.data, -3) == -1
+    assert bundle._call("workspace_bytes", bundle._context.ctypes.data, 1, 0) == -1
+    assert bundle._call("open", None) == 4
+    assert bundle._call("open_level", closed, 7) == 2
+
+
+def test_loader_refuses_arrays_that_do_not_fit(bundle):
+    x = np.zeros((4, 6), np.float32)
+    error = type(bundle).forward.__globals__["BundleError"]
+    for bad, word in ((x.astype(np.float64), "dtype"), (x[:, :5], "shape"), (x[None], "shape"), ("x", "dtype")):
+        with pytest.raises(error, match=word):
+            bundle.forward(bad)
+    with pytest.raises(error, match="expected 1 arrays"):
+        bundle.forward(x, x)
+    with pytest.raises(error, match="weights"):
+        type(bundle)()
+    with pytest.raises(error, match="missing b"):
+        type(bundle)({"W": x})
+    assert np.array_equal(bundle.forward(np.asfortranarray(x)), bundle.forward(x))
+
+
+def test_damaged_bundles_are_refused(dense, tmp_path):
+    def copy(name, change):
+        folder = tmp_path / name
+        shutil.copytree(dense, folder)
+        change(folder)
+        module = load(folder, "dense")
+        weights = [np.zeros((5, 6), np.float32), np.zeros(5, np.float32)]
+        with pytest.raises(module.BundleError) as found:
+            module.Bundle(weights)
+        return str(found.value)
+
+    def cut(folder):
+        path = folder / "libdense.so"
+        path.write_bytes(path.read_bytes()[:1000])
+
+    def flip(folder):
+        path = folder / "libdense.so"
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+
+    def other_machine(folder):
+        text = (folder / "MANIFEST.json").read_text()
+        here = target("native").isa
+        there = "aarch64" if here == "x86-64" else "x86-64-v3"
+        names = {f"{here}-v{i}" for i in (2, 3, 4)} | {here}
+        for name in names:
+            text = text.replace(f'"name": "{name}"', f'"name": "{there}"')
+        (folder / "MANIFEST.json").write_text(text)
+
+    assert "truncated" in copy("cut", cut)
+    assert "damaged" in copy("flip", flip)
+    assert "this machine" in copy("machine", other_machine)
+    assert "missing" in copy("gone", lambda f: (f / "libdense.so").unlink())
+    assert "cannot be read" in copy("manifest", lambda f: (f / "MANIFEST.json").write_text("{"))
+    assert "interface" in copy("other", lambda f: (f / "MANIFEST.json").write_text("{}"))
+
+
+def test_same_input_same_bytes(dense, tmp_path):
+    """In another process, with another hash seed."""
+    code = (
+        "import sys, convgen as cg\n"
+        "p = cg.parse('Y[n,k] = sum(c: X[n,c]*W[k,c]) + b[k]', X=(4, 6), W=(5, 6), b=(5,))\n"
+        "from convgen.interop.aot.export import export\n"
+        "export(p, sys.argv[1], name='dense')\n"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "77", "CONVGEN_CACHE": "0"}
+    root = Path(cg.__file__).parents[1]
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environment, cwd=root)
+    first = {p.relative_to(dense): p.read_bytes() for p in dense.rglob("*") if p.is_file()}
+    found = {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert first.keys() - {Path("__pycache__")} >= found.keys()
+    for name, data in found.items():
+        if ".so" not in name.name:
+            assert data == first[name], name
+
+
+def test_manifest_digests(dense):
+    facts = json.loads((dense / "MANIFEST.json").read_text())
+    for name, entry in facts["files"].items():
+        data = (dense / name).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (entry["bytes"], entry["sha256"])
+
+
+def test_archive_of_nothing_and_long_names():
+    assert archive({}).startswith(b"!<arch>\n")
+
+
+def test_without_a_linker_the_rest_is_written(dense, tmp_path, monkeypatch):
+    from convgen.interop.aot import link
+
+    monkeypatch.setattr(link, "linkers", lambda machine: [])
+    program = cg.parse("Y[i] = 2*X[i]", X=(4,))
+    made = export(program, tmp_path, name="twice")
+    assert "convgen[link]" in str(made) and (tmp_path / "libtwice.a").exists()
+    assert not (tmp_path / "libtwice.so").exists()
+
+
+@pytest.mark.skipif(target("native").isa != "x86-64", reason="needs an x86-64 machine")
+def test_fat_bundle_picks_a_level(tmp_path):
+    program = cg.parse("Y[n,k] = tanh(sum(c: X[n,c]*W[k,c]))", X=(3, 40), W=(24, 40))
+    export(program, tmp_path, name="fat", target=["x86-64-v2", "x86-64-v3", "x86-64-v4"])
+    draw = np.random.default_rng(0)
+    x, w = (draw.standard_normal(s).astype(np.float32) for s in ((3, 40), (24, 40)))
+    names = ["x86-64-v2", "x86-64-v3", "x86-64-v4"]
+    here = names.index(target("native").name)
+    module = load(tmp_path, "fat")
+    assert module.Bundle([w]).target == names[here]
+    for level, name in enumerate(names):
+        if level > here:
+            with pytest.raises(module.BundleError, match="processor"):
+                module.Bundle([w], level=level)
+            continue
+        one = module.Bundle([w], level=level)
+        assert one.target == name
+        assert np.array_equal(one.forward(x), cg.compile(program, target=name)(x, w))
