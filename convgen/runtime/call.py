@@ -7,12 +7,14 @@ import struct
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from convgen.errors import InternalError
 from convgen.runtime.arrays import Array
 from convgen.runtime.build import Built
+from convgen.runtime.native import NativeFunction
 from convgen.runtime.threads import Table
 
 _ALIGN = 64
@@ -83,7 +85,7 @@ class Caller:
     """
 
     def __init__(self, built: Built, names: Sequence[str]) -> None:
-        self.built = built
+        self.built, self.names = built, tuple(names)
         self._slots = _slots(built, names)
         self._free: list[_Context] = []
         count = len(names)
@@ -91,6 +93,11 @@ class Caller:
         rest = [s.array for s in self._slots[count:]]
         in_order = lead == list(range(count)) and all(i < 0 for i in rest)
         self._pack = struct.Struct(f"={count}Q").pack_into if in_order and count else None
+
+    @cached_property
+    def function(self) -> NativeFunction:
+        """The kernel as one C function."""
+        return NativeFunction(self.built, self.names)
 
     def run(self, addresses: Sequence[int], threads: int | None, packed: int = 0) -> None:
         """Run on the addresses of the arrays. `packed`: the workspace of `prepare`, whose phases

@@ -22,6 +22,7 @@ from convgen.runtime.arrays import (
 )
 from convgen.runtime.build import Built, build_program
 from convgen.runtime.call import Caller, addresses_of
+from convgen.runtime.native import Addressed
 from convgen.runtime.report import PhaseRow, Report
 from convgen.runtime.shown import ShowsProgram
 from convgen.runtime.threads import thread_count
@@ -141,7 +142,7 @@ class _Special:
         )
 
 
-class CompiledKernel(ShowsProgram):
+class CompiledKernel(Addressed, ShowsProgram):
     """A program as a function: ``kernel(x, w, b)`` in the order of its inputs, or by name.
 
     Results are new arrays: one array, a tuple of several (outputs, then what is saved for
