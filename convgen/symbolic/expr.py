@@ -20,6 +20,37 @@ from sympy import AtomicExpr, Expr, Integer, Symbol
 from convgen.affine import Affine, Constraint, FloorDiv, Mod
 from convgen.errors import FormulaError, ShapeError
 from convgen.symbolic.boundary import ZERO, Boundary, Constant, boundary_of
+from convgen.symbolic.domain import (
+    LARGEST as LARGEST,
+)
+from convgen.symbolic.domain import (
+    Axis as Axis,
+)
+from convgen.symbolic.domain import (
+    Domain as Domain,
+)
+from convgen.symbolic.domain import (
+    Extent as Extent,
+)
+from convgen.symbolic.domain import (
+    Range as Range,
+)
+from convgen.symbolic.domain import (
+    Result as Result,
+)
+from convgen.symbolic.domain import (
+    Size as Size,
+)
+from convgen.symbolic.domain import (
+    axes as axes,
+)
+from convgen.symbolic.domain import (
+    check_name,
+    whole_number,
+)
+from convgen.symbolic.domain import (
+    fixed as fixed,
+)
 from convgen.symbolic.functions import RESULT_DTYPE, cast, round_down, select, uniform
 from convgen.symbolic.reductions import REDUCTIONS, Reduction
 from convgen.types import DType, bool_, dtype_of, f32, i64, promote
@@ -29,152 +60,6 @@ if TYPE_CHECKING:
 
 Role: TypeAlias = Literal["input", "parameter", "state", "output", "temporary", "constant"]
 ROLES: tuple[Role, ...] = ("input", "parameter", "state", "output", "temporary", "constant")
-
-
-class Axis(Symbol):
-    """An index of a formula; equal names are equal axes. Ranges live in the Domain."""
-
-    def __new__(cls, name: str) -> Axis:
-        _check_name(name, "axis")
-        return Symbol.__new__(cls, name, integer=True)  # type: ignore[return-value]
-
-
-class Size(Symbol):
-    """A named extent that is bound later (a symbolic batch): N in ``X: f32[N, 3, 8, 8]``.
-
-    A dimension of symbolic extent can only be indexed by a plain axis that runs over it.
-    """
-
-    def __new__(cls, name: str) -> Size:
-        _check_name(name, "size")
-        return Symbol.__new__(cls, name, integer=True, nonnegative=True)  # type: ignore[return-value]
-
-
-Extent: TypeAlias = "int | Size"
-
-
-class Result(Symbol):
-    """The value of reduce number `reduce` of the same Definition, its result number `item`."""
-
-    reduce: int
-    item: int
-
-    def __new__(cls, reduce: int, item: int = 0) -> Result:
-        self = Symbol.__new__(cls, f"%{reduce}.{item}", real=True)
-        self.reduce, self.item = reduce, item
-        return self  # type: ignore[return-value]
-
-    def __getnewargs_ex__(self) -> tuple[tuple[int, int], dict[str, Any]]:
-        return (self.reduce, self.item), {}
-
-
-def axes(names: str) -> tuple[Axis, ...]:
-    """Axes from their names, separated by blanks or commas.
-
-    >>> axes("n k y x")
-    (n, k, y, x)
-    """
-    return tuple(Axis(name) for name in names.replace(",", " ").split())
-
-
-LARGEST = 1 << 62  # indices and ranges stay below: sums of two fit in 64 bits
-
-
-def _whole(number: Any, what: str) -> int:
-    """An integer of an index or a range; ShapeError beyond 64 bits."""
-    if abs(number) > LARGEST:
-        raise ShapeError(f"{what} is beyond 64 bits", expected="at most 2**62", got=str(number))
-    return int(number)
-
-
-def _check_name(name: str, what: str) -> None:
-    # A prime is allowed at the end: derived axes are primed where their name is taken.
-    if not name.rstrip("'").isidentifier():
-        raise FormulaError(f"{what} name {name!r}", expected="an identifier", got=repr(name))
-
-
-# ---------------------------------------------------------------------------------------------
-# Domains
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """lo <= axis < hi."""
-
-    axis: str
-    lo: int
-    hi: Extent
-
-    def __post_init__(self) -> None:
-        for end in (self.lo, self.hi):
-            if not isinstance(end, Size):
-                _whole(end, f"the range of {self.axis}")
-
-    @property
-    def extent(self) -> Extent:
-        """hi - lo, never below 0. A symbolic hi starts at 0."""
-        return self.hi if isinstance(self.hi, Size) else max(0, self.hi - self.lo)
-
-
-@dataclass(frozen=True, slots=True)
-class Domain:
-    """Integer points: a box of ranges, cut by constraints over quasi-affine expressions. Ranges are
-    ordered (row-major: the last varies fastest). Constraints may mention axes of an enclosing
-    domain.
-    """
-
-    ranges: tuple[Range, ...] = ()
-    constraints: tuple[Constraint, ...] = ()
-
-    def __post_init__(self) -> None:
-        names = [r.axis for r in self.ranges]
-        if len(set(names)) != len(names):
-            raise FormulaError("an axis occurs twice in one domain", got=", ".join(names))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(r.axis for r in self.ranges)
-
-    def __getitem__(self, name: str) -> Range:
-        for r in self.ranges:
-            if r.axis == name:
-                return r
-        raise KeyError(name)
-
-    def __contains__(self, name: object) -> bool:
-        return any(r.axis == name for r in self.ranges)
-
-    def bounds(self) -> dict[str, tuple[int, int]]:
-        """axis -> (lo, hi), for Affine.bounds. All extents must be bound."""
-        return {r.axis: (r.lo, fixed(r.hi, r.axis)) for r in self.ranges}
-
-    def join(self, other: Domain) -> Domain:
-        """Ranges and constraints of both."""
-        return Domain(self.ranges + other.ranges, self.constraints + other.constraints)
-
-    def where(self, *constraints: Constraint) -> Domain:
-        """The same, cut further."""
-        return Domain(self.ranges, self.constraints + constraints)
-
-    def points(self, outer: Mapping[str, int] | None = None) -> Iterator[dict[str, int]]:
-        """All points in row-major order, each with the values of `outer` included."""
-        base = dict(outer or {})
-        spans = [range(r.lo, fixed(r.hi, r.axis)) for r in self.ranges]
-        for values in itertools.product(*spans):
-            point = {**base, **dict(zip(self.names, values, strict=True))}
-            if all(c.holds(point) for c in self.constraints):
-                yield point
-
-
-def fixed(extent: Extent, where: str = "") -> int:
-    """The integer an extent is; ShapeError for a size that is not bound yet."""
-    if isinstance(extent, Size):
-        raise ShapeError(
-            f"the size {extent.name} is not bound",
-            where=where,
-            hint=f"program.bind({extent.name}=8)",
-        )
-    return extent
 
 
 # ---------------------------------------------------------------------------------------------
@@ -200,7 +85,7 @@ class Tensor:
     serial: int = field(default_factory=lambda: next(_serial), compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check_name(self.name, "tensor")
+        check_name(self.name, "tensor")
         object.__setattr__(self, "dtype", dtype_of(self.dtype))
         object.__setattr__(self, "shape", tuple(self.shape))
         for extent in self.shape:
@@ -209,7 +94,7 @@ class Tensor:
                     f"tensor {self.name}: extent {extent!r}", expected="integers >= 0 or a Size"
                 )
             if isinstance(extent, int):
-                _whole(extent, f"tensor {self.name}: an extent")
+                whole_number(extent, f"tensor {self.name}: an extent")
         if (self.values is not None) != (self.role == "constant"):
             raise FormulaError(f"tensor {self.name}: a constant has values, nothing else has")
         if self.values is not None and len(self.values) != self.elements:
@@ -274,7 +159,7 @@ class Access(AtomicExpr):
     tensor: Tensor
     index: tuple[Affine, ...]
     boundary: tuple[Boundary, ...]
-    is_real = True
+    is_real = True  # type: ignore[assignment]
     is_commutative = True
     _diff_wrt = True
 
@@ -360,7 +245,7 @@ class Reduced(AtomicExpr):
     where: tuple[Constraint, ...]
     extents: tuple[Range, ...]
     item: int
-    is_real = True
+    is_real = True  # type: ignore[assignment]
     is_commutative = True
 
     def __new__(
@@ -463,13 +348,13 @@ def affine_of(expr: Any) -> Affine:
     if isinstance(expr, Affine):
         return expr
     if isinstance(expr, (int, Integer)):
-        return Affine((), _whole(expr, "a number in an index"))
+        return Affine((), whole_number(expr, "a number in an index"))
     if isinstance(expr, (Axis, Symbol)):
         return Affine.of(expr.name)
     if isinstance(expr, Access):
         raise FormulaError(
             f"the index {expr} is read from a tensor: a data-dependent address",
-            hint="a sum with select(equal(index[...], axis), value, 0), which is a gather both ways",
+            hint="a sum with select(equal(index[...], axis), value, 0), a gather both ways",
         )
     if isinstance(expr, sympy.Add):
         total = Affine()
@@ -479,13 +364,13 @@ def affine_of(expr: Any) -> Affine:
     if isinstance(expr, sympy.Mul):
         coefficient, rest = expr.as_coeff_Mul()
         if isinstance(coefficient, Integer):
-            return affine_of(rest) * _whole(coefficient, "a number in an index")
+            return affine_of(rest) * whole_number(coefficient, "a number in an index")
     if isinstance(expr, sympy.Mod) and isinstance(expr.args[1], Integer) and expr.args[1] > 0:
-        return affine_of(expr.args[0]) % _whole(expr.args[1], "a number in an index")
+        return affine_of(expr.args[0]) % whole_number(expr.args[1], "a number in an index")
     if isinstance(expr, (sympy.floor, round_down)):
         numerator, denominator = sympy.fraction(sympy.together(expr.args[0]))
         if isinstance(denominator, Integer) and denominator > 0:
-            number = _whole(denominator, "a number in an index")
+            number = whole_number(denominator, "a number in an index")
             return affine_of(sympy.expand(numerator)) // number
     if isinstance(expr, Expr):
         expanded = sympy.expand(expr)
@@ -545,12 +430,12 @@ def substitute(body: Expr, values: Mapping[str, Affine | int]) -> Expr:
                 mapping[atom] = atom.substitute(values)
         elif isinstance(atom, Axis) and atom.name in values:
             mapping[atom] = affine_body(Affine.of(values[atom.name]))
-    return body.xreplace(mapping)
+    return body.xreplace(mapping)  # type: ignore[return-value]
 
 
 def replace_accesses(body: Expr, mapping: Mapping[Access, Expr]) -> Expr:
     """Replace whole accesses, also inside boundary values."""
-    full: dict[Expr, Expr] = dict(mapping)
+    full: dict[Expr, Expr] = {**mapping}
     for access in body.atoms(Access):
         if access not in full and any(b.value is not None for b in access.boundary):
             kinds = tuple(
@@ -558,7 +443,7 @@ def replace_accesses(body: Expr, mapping: Mapping[Access, Expr]) -> Expr:
                 for b in access.boundary
             )
             full[access] = Access(access.tensor, access.index, kinds)
-    return body.xreplace(full)
+    return body.xreplace(full)  # type: ignore[return-value]
 
 
 def body_dtype(body: Expr, results: Mapping[Result, DType] | None = None) -> DType | None:
