@@ -26,8 +26,15 @@ REPLACEMENTS = (
     (r"\bpi\b", "π"),
     (r"\bsqrt\(", "√("),
     (r" // ", " ÷ "),
-    (r" - ", " − "),
+    (r"(\d[\d.]*)e-(\d+)", lambda m: _small(m.group(1), m.group(2))),
+    (r"-", "−"),
 )
+
+
+def _small(mantissa: str, exponent: str) -> str:
+    """2.5e-5 as 2.5·10⁻⁵."""
+    power = f"10⁻{exponent.lstrip('0').translate(SUPERSCRIPTS)}"
+    return power if mantissa == "1" else f"{mantissa}·{power}"
 
 
 class UnicodeWriter(Writer):
