@@ -54,8 +54,8 @@ L1_WAYS = 8
 # The first row whose text occurs in the model's own name for itself.
 MACHINES: dict[str, Machine] = {
     "EPYC (family 26": Machine(l3=24.0, memory=10.0),
-    "EPYC (family 25": Machine(fma_bits=512, load_bits=512, l3=24.0, memory=8.0),
-    "Ryzen (family 25": Machine(fma_bits=512, load_bits=512, l3=24.0, memory=8.0),
+    "EPYC (family 25": Machine(fma_bits=512, load_bits=512, l3=10.0, memory=4.0),
+    "Ryzen (family 25": Machine(fma_bits=512, load_bits=512, l3=12.0, memory=5.0),
     "EPYC": Machine(fma_bits=512, load_bits=512, l3=20.0),
     "Xeon": Machine(l2=48.0, l3=10.0, memory=5.0),
     "0xd": Machine(fma_bits=512, load_bits=384),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from convgen.ir.layout import size_in_elements
 from convgen.ir.nodes import Kernel, Load, Nest, Op
-from convgen.ir.regions import loop_ranges
+from convgen.ir.regions import axis_ranges, loop_ranges
 from convgen.ir.visit import loads, walk
 from convgen.schedule.access import in_loops, loads_of, stride_of, vector_dtype
 from convgen.schedule.directives.pack import halo_of_reads, merged_edges
@@ -73,7 +73,7 @@ def facts_of(nest: Nest, kernel: Kernel, target: Target) -> Facts:
     operands = tuple(
         _operand(load, nest, kernel, load in inside, written) for load in loads_of(nest)
     )
-    windows = windows_of(nest)
+    windows = windows_of(nest, kernel)
     operations = sum(
         max(1, sum(isinstance(e, Op) for e in walk(r.body)))
         + 2 * (len(r.combiner.dtypes) - 1)
@@ -104,8 +104,9 @@ def facts_of(nest: Nest, kernel: Kernel, target: Target) -> Facts:
     )
 
 
-def windows_of(nest: Nest) -> list[str]:
-    """Reduce loops that share an index with an output loop at least as long (all its parts)."""
+def windows_of(nest: Nest, kernel: Kernel) -> list[str]:
+    """Reduce loops that share an index with an output loop, where that is at least as long (all its
+    parts), or where a reduce loop that shares none takes shorter steps through the same operand."""
     whole: dict[str, int] = {}
     for loop in nest.loops:
         if loop.reduce is None:
@@ -113,10 +114,17 @@ def windows_of(nest: Nest) -> list[str]:
     extents = {loop.name: loop.extent for loop in nest.loops if loop.reduce is not None}
     found: dict[str, None] = {}
     for load in loads_of(nest):
+        shared: dict[str, bool] = {}
         for index in load.index:
             names = in_loops(nest, index).names()
             longest = max((whole[a] for n in names if (a := axis_of(n)) in whole), default=0)
             found |= {n: None for n in names if n in extents and extents[n] <= longest}
+            shared |= {n: longest > 0 for n in names if n in extents}
+        buffer = kernel.buffer(load.buffer)
+        steps = {n: abs(stride_of(buffer, load.index, nest, n) or 0) for n in shared}
+        plain = [steps[n] for n, is_shared in shared.items() if not is_shared and extents[n] > 1]
+        if plain and any(shared.values()):
+            found |= {n: None for n in shared if shared[n] and steps[n] > min(plain)}
     return [n for n in extents if n in found]
 
 
@@ -155,7 +163,8 @@ def _operand(load: Load, nest: Nest, kernel: Kernel, body: bool, written: set[st
             strides[name] = stride_of(buffer, load.index, nest, name)
         if edge is not None and edge.kind != "omit":
             edged |= names
-            low, high = place.bounds(ranges) if names else (0, 0)
+            known = names <= ranges.keys()  # else it is computed inside another nest's loops
+            low, high = place.bounds(ranges) if known else index.bounds(axis_ranges(nest))
             outside = max(0, -low) + max(0, high - size + 1)
             overhangs += [(names, outside)] if outside else []
         if names & inner:

@@ -280,7 +280,7 @@ class _Recipe:
         names = [o.name for o in nest.loops if o.reduce == number]
         if not nest.reduces[number].combiner.commutative:
             return names
-        windows = windows_of(nest)
+        windows = windows_of(nest, self.kernel)
         return sorted(names, key=lambda name: name not in windows)
 
     def pack_operands(self, chosen: Candidate, facts: Facts, tile: list[str], vector: str) -> None:
