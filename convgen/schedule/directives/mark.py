@@ -20,6 +20,7 @@ from convgen.schedule.directives.base import (
     Directive,
     Value,
     change_loop,
+    outside,
     replace_nest,
     segment_owner,
 )
@@ -123,6 +124,14 @@ class Vectorize(Directive):
                 expected="one vector loop",
                 got=f"{others[0]}, {self.axis}",
             )
+        for producer in nest.attached:
+            if self.axis in outside(nest, producer.at):
+                self.refuse(
+                    nest,
+                    f"{producer.nest.name} is computed inside {self.axis}",
+                    expected="a loop further in than " + producer.at,
+                    got=self.axis,
+                )
         if loop.reduce is not None:
             factored = nest.reduces[loop.reduce].factored
             if self.axis not in factored:

@@ -15,6 +15,7 @@ from convgen.ir.nodes import (
     Layout,
     Load,
     Loop,
+    LoopKind,
     Nest,
     StoreNode,
 )
@@ -23,7 +24,7 @@ from convgen.ir.regions import inside as is_inside
 from convgen.ir.regions import join as join_boxes
 from convgen.ir.visit import map_affine, map_expr, map_nest_exprs
 from convgen.schedule.access import loads_of, outer_loops
-from convgen.schedule.directives.base import Directive, Value, all_nests, replace_nest
+from convgen.schedule.directives.base import Directive, Value, all_nests, outside, replace_nest
 from convgen.target import Target
 
 
@@ -59,6 +60,15 @@ class ComputeAt(Directive):
                 expected="one of " + ", ".join(outer) if outer else "an output loop outside",
                 got=self.loop_name,
             )
+        around = outside(nest, self.loop_name)
+        for loop in nest.loops:
+            if loop.name in around and loop.kind is LoopKind.VECTOR:
+                self.refuse(
+                    nest,
+                    f"the iterations of {loop.name} are lanes of a vector",
+                    expected="loops that run one iteration after another",
+                    got=loop.name,
+                )
         if _box(self, nest) is None:
             self.refuse(
                 nest,
