@@ -50,13 +50,14 @@ _PLACES: dict[str, str] = {
     "export": "convgen.interop.aot.export",
 }
 # Names that are whole modules: cg.nn.Conv2d, cg.optim.SGD, cg.data.load_mnist, cg.zoo.lenet5,
-# cg.torch.function (cg.torch needs PyTorch).
+# cg.torch.function (cg.torch needs PyTorch, cg.jax JAX).
 _ROOMS: dict[str, str] = {
     "nn": "convgen.runtime.nn",
     "optim": "convgen.runtime.optim",
     "data": "convgen.runtime.data",
     "zoo": "convgen.zoo",
     "torch": "convgen.interop.torch",
+    "jax": "convgen.interop.jax",
 }
 
 

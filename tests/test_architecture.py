@@ -40,7 +40,7 @@ SPOKEN_IN = {
     "mpmath": ("symbolic/",),  # sympy's own arithmetic
     "llvmlite": ("backends/llvm",),
     "numpy": ("ir/interpret", "runtime/", "zoo/", *PEERS, "demo.py"),
-    "torch": PEERS, "onnx": PEERS, "onnxruntime": PEERS, "openvino": PEERS, "jinja2": PEERS,
+    "torch": PEERS, "jax": ("interop/",), "onnx": PEERS, "onnxruntime": PEERS, "openvino": PEERS, "jinja2": PEERS,
     "matplotlib": PEERS,
     "click": ("__main__.py", "demo.py", "runtime/train"),
     "rich": ("__main__.py", "demo.py", "runtime/train", "runtime/progress"),
@@ -49,7 +49,7 @@ SPOKEN_IN = {
     "threading": CLOCKS, "_thread": CLOCKS, "concurrent": CLOCKS, "multiprocessing": CLOCKS,
     "time": CLOCKS, "timeit": CLOCKS,
 }  # fmt: skip
-OPTIONAL = {"torch", "onnx", "onnxruntime", "openvino", "jinja2", "matplotlib", "sklearn", "PIL"}
+OPTIONAL = {"torch", "jax", "onnx", "onnxruntime", "openvino", "jinja2", "matplotlib", "sklearn", "PIL"}
 FORBIDDEN_STANDARD = {"pickle", "shelve", "marshal"}
 
 NAMED_LAYERS = {"conv", "convolution", "pooling", "lenet"}
