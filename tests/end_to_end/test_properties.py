@@ -226,6 +226,11 @@ def test_one_answer(block: int) -> None:
         check(seed)
 
 
+def test_one_answer_once_wrong() -> None:
+    """A stage computed inside a loop that became the lanes of a vector."""
+    check(1986)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("block", range(100, 160))
 def test_one_answer_for_many(block: int) -> None:
