@@ -20,7 +20,6 @@ from reference import error
 import convgen as cg
 from convgen import knobs
 from convgen.layers.convolution import convolution_program
-from convgen.symbolic.boundary import boundary_of
 from convgen.symbolic.program import Program
 from convgen.types import dtype_of
 
@@ -75,7 +74,7 @@ class Case:
             padding=self.pads,
             dilation=self.dilation,
             groups=self.groups,
-            boundary=boundary_of(self.mode),
+            mode=self.mode,
             bias=self.bias,
             dtype=dtype_of(self.dtype),
         )
