@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as pack
 
+from convgen import __version__
 from convgen.errors import DataError
 from convgen.layers.update import Optimizer
 from convgen.runtime import structure
@@ -59,12 +60,17 @@ def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
         ) from None
     if not isinstance(facts, dict) or "version" not in facts:
         raise DataError("a safetensors file that convgen did not write", where=str(path))
+    if type(facts["version"]) is not int or facts["version"] < 1:
+        raise DataError(
+            "the file's format number is damaged", where=str(path), got=repr(facts["version"])
+        )
     if facts["version"] > VERSION:
         raise DataError(
             "written by a newer convgen",
             where=str(path),
             expected=f"format {VERSION}",
-            got=f"format {facts['version']}",
+            got=f"format {facts['version']}, by convgen {facts.get('convgen', 'of another age')}",
+            hint="a newer convgen: pip install --upgrade convgen",
         )
     if facts.get("kind") != kind:
         raise DataError(
@@ -76,6 +82,7 @@ def _read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
 def _head(kind: str, network: Network) -> dict[str, Any]:
     return {
         "version": VERSION,
+        "convgen": __version__,
         "kind": kind,
         "graph": structure.describe(network.graph),
         "shapes": [list(s) for s in network.shapes],
@@ -90,7 +97,22 @@ def save_network(path: Path, network: Network) -> None:
 
 def read_network(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """(arrays by name, facts: graph, shapes, dtype) of a saved network."""
-    return _read(path, "network")
+    arrays, facts = _read(path, "network")
+    shapes = facts.get("shapes")
+    sound = (
+        isinstance(facts.get("graph"), dict)
+        and facts.get("dtype") in ("f32", "f64")
+        and isinstance(shapes, list)
+        and bool(shapes)
+        and all(isinstance(s, list) and s and all(type(e) is int for e in s) for s in shapes)
+    )
+    if not sound:
+        raise DataError(
+            "the description of the network is damaged",
+            expected="graph, shapes and dtype",
+            where=str(path),
+        )
+    return arrays, facts
 
 
 def write(
