@@ -1,0 +1,35 @@
+"""A network as a table of kernel calls over one block of memory: predictions, training steps, and
+gradients of anything with respect to anything."""
+
+from convgen.runtime.plan.memory import (
+    ALIGNMENT,
+    Call,
+    Plan,
+    PlanBuilder,
+    Region,
+    aligned,
+    aligned_array,
+)
+from convgen.runtime.plan.pullback import PullbackTape
+from convgen.runtime.plan.tape import NetworkTape, inference_plan
+from convgen.runtime.plan.training import BackwardTape, TrainingTape, step_plan, training_plan
+from convgen.runtime.plan.weights import Weights, part
+
+__all__ = [
+    "ALIGNMENT",
+    "BackwardTape",
+    "Call",
+    "NetworkTape",
+    "Plan",
+    "PlanBuilder",
+    "PullbackTape",
+    "Region",
+    "TrainingTape",
+    "Weights",
+    "aligned",
+    "aligned_array",
+    "inference_plan",
+    "part",
+    "step_plan",
+    "training_plan",
+]
