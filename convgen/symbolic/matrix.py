@@ -289,6 +289,8 @@ def small_case(program: Program, positions: int = 3, taps: int = 3) -> Program |
     shared = {n for i in indices if len(i.terms) > 1 for n in i.names()}
     own = set(piece.domain.names)
     blocks, inside = _blocks(piece)
+    if len(shared & own - blocks - inside) > 2:  # volumes grow fast
+        positions = min(positions, 2)
 
     def limit(axis: str) -> int:
         if axis in blocks:

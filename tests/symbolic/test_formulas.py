@@ -256,6 +256,85 @@ TEXTBOOK = {
 }
 
 
+# Layers against what the textbook prints, written down here once more in its own way.
+LAYERS = {
+    "1-D": (
+        convolution.Conv1d(2, 3, 3, stride=2, padding=2, dilation=2), (2, 2, 9),
+        "Y[n, k, y] = sum(c, r: X[n, c, 2*y + 2*r - 2] * W[k, c, r]) + b[k] for y < 5",
+    ),
+    "2-D": (
+        convolution.Conv2d(2, 2, 2, padding=1), (1, 2, 3, 3),
+        "Y[n, k, y, x] = sum(c, r, s: X[n, c, y + r - 1, x + s - 1] * W[k, c, r, s]) + b[k]"
+        " for y < 4, x < 4",
+    ),
+    "3-D": (
+        convolution.Conv3d(1, 2, 2), (1, 1, 3, 3, 3),
+        "Y[n, k, z, y, x] = sum(c, q, r, s: X[n, c, z + q, y + r, x + s] * W[k, c, q, r, s]) + b[k]",
+    ),
+    "grouped is block-diagonal": (
+        convolution.Conv1d(4, 6, 3, padding=1, groups=2), (1, 4, 4),
+        "Y[n, k, y] = sum(c < 4, r: select(c // 2 == k // 3, X[n, c, y + r - 1] * W[k, c % 2, r], 0))"
+        " + b[k] for y < 4",
+    ),
+    "depthwise": (
+        convolution.Conv1d(3, 6, 3, groups=3), (1, 3, 5),
+        "Y[n, k, y] = sum(r: X[n, k // 2, y + r] * W[k, 0, r]) + b[k]",
+    ),
+    "1x1": (
+        convolution.Conv2d(3, 2, 1), (1, 3, 2, 2),
+        "Y[n, k, y, x] = sum(c: X[n, c, y, x] * W[k, c, 0, 0]) + b[k]",
+    ),
+    "fully connected as a full-size kernel": (
+        convolution.Conv2d(2, 2, 3), (1, 2, 3, 3),
+        "Y[n, k, y, x] = sum(c, r, s: X[n, c, r, s] * W[k, c, r, s]) + b[k] for y < 1, x < 1",
+    ),
+    "transposed is a scatter": (
+        convolution.ConvTranspose1d(2, 3, 4, stride=2, padding=1), (1, 2, 3),
+        "Y[n, k, h] = sum(c, y, r where 2*y + r - 1 == h: X[n, c, y] * W[c, k, r]) + b[k] for h < 6",
+    ),
+    "average pooling": (
+        pooling.AvgPool2d(2), (1, 2, 4, 4),
+        "Y[n, c, y, x] = sum(p < 2, q < 2: X[n, c, 2*y + p, 2*x + q]) / 4",
+    ),
+    "batch normalization": (
+        normalization.BatchNorm1d(2, track_running_stats=False), (3, 2),
+        "program norm\ntensor X: f32[3, 2]\ntensor gamma: f32[2]\ntensor beta: f32[2]\n"
+        "m[c] = sum(n: X[n, c]) / 3\ns[c] = sum(n: X[n, c]**2) / 3 - m[c]**2\n"
+        "Y[n, c] = gamma[c] * ((X[n, c] - m[c]) / sqrt(s[c] + 1/100000)) + beta[c]",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_are_the_textbooks(name):
+    layer, shape, text = LAYERS[name]
+    program = layer.program(shape)
+    if text.startswith("program"):
+        printed = parse(text)
+    else:
+        used = {t.name: t.shape for t in program.inputs}
+        printed = parse(text, **used)
+    for a, b in zip(elements(program)["Y"], elements(printed)["Y"], strict=True):
+        difference = (a - b).expand()
+        assert difference == 0 or difference.simplify() == 0
+
+
+def test_tiled_is_between_convolution_and_locally_connected():
+    text = "Y[k, y] = sum(c, r: X[c, y + r] * W[{}, k, c, r])"
+    shapes = {"X": (2, 6), "W": (4, 2, 2, 3)}
+    shared = parse("Y[k, y] = sum(c, r: X[c, y + r] * W[0, k, c, r])", **shapes)
+    one = parse(text.format("y % 1"), **shapes)
+    local, whole = parse(text.format("y"), **shapes), parse(text.format("y % 4"), **shapes)
+    assert elements(one)["Y"] == elements(shared)["Y"]
+    assert elements(whole)["Y"] == elements(local)["Y"]
+
+
+def test_max_pooling_sends_the_gradient_to_the_winner():
+    program = grad(pooling.MaxPool1d(3, stride=2).program((1, 1, 7)))
+    found = evaluate(program, {"X": [[[1, 5, 2, 5, 5, 0, 3]]], "dY": [[[10, 20, 30]]]})
+    assert found["dX"].tolist() == [[[0, 10, 0, 20, 30, 0, 0]]]
+
+
 @pytest.mark.parametrize("name", TEXTBOOK)
 def test_symbolic_equality_with_the_textbook(name):
     derive, text, shapes = TEXTBOOK[name]
