@@ -19,7 +19,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+from convgen.version import __version__ as __version__
 
 _DSL = (
     "argmax_over argmin_over axes combine define logsumexp_over max_over min_over pieces prod_over "
@@ -43,6 +43,7 @@ _PLACES: dict[str, str] = {
     **dict.fromkeys("exp log tanh erf sqrt".split(), "sympy"),
     **dict.fromkeys("compile load".split(), "convgen.runtime.api"),
     **dict.fromkeys("set_num_threads get_num_threads".split(), "convgen.runtime.threads"),
+    "audit": "convgen.inspect.audit",
     "Program": "convgen.symbolic.program",
     "evaluate": "convgen.symbolic.evaluate",
     "parse": "convgen.symbolic.parse",

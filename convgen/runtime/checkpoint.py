@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as pack
 
-from convgen import __version__
+from convgen.version import __version__
 from convgen.errors import DataError
 from convgen.layers.update import Optimizer
 from convgen.runtime import structure

@@ -142,7 +142,5 @@ def _keeps_samples(piece: Definition, marked: set[str], written: Sequence[Tensor
 
 def _cut_domain(piece: Definition, count: Extent) -> Definition:
     axis = _first_axis(piece)
-    ranges = tuple(
-        Range(r.axis, r.lo, count) if r.axis == axis else r for r in piece.domain.ranges
-    )
+    ranges = tuple(Range(r.axis, r.lo, count) if r.axis == axis else r for r in piece.domain.ranges)
     return replace(piece, domain=Domain(ranges, piece.domain.constraints))

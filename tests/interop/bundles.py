@@ -42,14 +42,18 @@ def compiler(name: str) -> str:
 
 
 def run(command: list[str], folder: Path, **options) -> subprocess.CompletedProcess:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, **options)
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, **options
+    )
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
     return done
 
 
 def load(folder: Path, name: str):
     """The loader module of a bundle."""
-    spec = importlib.util.spec_from_file_location(f"{name}_{abs(hash(folder))}", folder / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(
+        f"{name}_{abs(hash(folder))}", folder / f"{name}.py"
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

@@ -66,7 +66,10 @@ def test_aarch64_under_qemu(tmp_path):
     export(program, tmp_path, name="conv", target="aarch64")
     (tmp_path / "user.c").write_text(TESTED)
     cross, qemu = compiler("aarch64-linux-gnu-gcc"), compiler("qemu-aarch64")
-    run([cross, "-std=c11", *STRICT, "-static", "user.c", "libconv.a", "-lpthread", "-o", "user"], tmp_path)
+    run(
+        [cross, "-std=c11", *STRICT, "-static", "user.c", "libconv.a", "-lpthread", "-o", "user"],
+        tmp_path,
+    )
     run([qemu, "./user"], tmp_path)
     found = np.fromfile(tmp_path / "results.bin", np.float32)
     state, arrays = 1, []
@@ -88,7 +91,10 @@ def test_lenet_on_aarch64(tmp_path):
     model = cg.compile(cg.zoo.lenet5(), input=(4, 1, 28, 28))
     export(model, tmp_path, name="lenet5", target="aarch64")
     cross, qemu = compiler("aarch64-linux-gnu-gcc"), compiler("qemu-aarch64")
-    run([cross, "-std=c99", *STRICT, "-static", "main.c", "liblenet5.a", "-lpthread", "-o", "user"], tmp_path)
+    run(
+        [cross, "-std=c99", *STRICT, "-static", "main.c", "liblenet5.a", "-lpthread", "-o", "user"],
+        tmp_path,
+    )
     one = run([qemu, "./user", "5", "1"], tmp_path).stdout
     assert one == run([qemu, "./user", "5", "3"], tmp_path).stdout
     assert one.count("\n") == 13 and "aarch64" in one

@@ -38,7 +38,11 @@ def expected():
     return {name: checksum(a) for name, a in zip(names, results, strict=True)}
 
 
-LINKS = {"static": ["libconv.a", "-lpthread"], "object": ["conv.o"], "shared": ["-L.", "-lconv", "-Wl,-rpath,$ORIGIN"]}
+LINKS = {
+    "static": ["libconv.a", "-lpthread"],
+    "object": ["conv.o"],
+    "shared": ["-L.", "-lconv", "-Wl,-rpath,$ORIGIN"],
+}
 
 
 @pytest.mark.parametrize("link", ["static", "shared"])
@@ -74,7 +78,9 @@ def test_undefined_symbols(conv):
 def test_archive_is_what_ar_lists(conv):
     ar = compiler("ar")
     assert run([ar, "t", "libconv.a"], conv).stdout.split() == ["conv.o", "conv_pool.o"]
-    run([ar, "x", "--output", str(conv / "sub"), "libconv.a"], conv) if (conv / "sub").mkdir() else None
+    run([ar, "x", "--output", str(conv / "sub"), "libconv.a"], conv) if (
+        conv / "sub"
+    ).mkdir() else None
     index = run([compiler("nm"), "-s", "libconv.a"], conv).stdout
     assert "conv_forward in conv.o" in index and "conv_pool_start in conv_pool.o" in index
 
@@ -112,7 +118,10 @@ def test_find_package_and_pkg_config(conv, tmp_path):
     run([cmake, "--build", "made"], tmp_path)
     one = run(["made/user_conv"], tmp_path).stdout
     assert one == run(["made/user_shared"], tmp_path).stdout
-    flags = run([compiler("pkg-config"), "--cflags", "--libs", str(conv / "lib/pkgconfig/conv.pc")], tmp_path)
+    flags = run(
+        [compiler("pkg-config"), "--cflags", "--libs", str(conv / "lib/pkgconfig/conv.pc")],
+        tmp_path,
+    )
     assert "-lconv" in flags.stdout and "-I" in flags.stdout
     run([compiler("gcc"), str(conv / "main.c"), *flags.stdout.split(), "-o", "packaged"], tmp_path)
 
@@ -125,5 +134,8 @@ def test_example_is_clean_under_valgrind_and_sanitizer(tmp_path):
     options = ["--error-exitcode=9", "--leak-check=full", "-q"]
     run([compiler("valgrind"), *options, "./plain", "4"], tmp_path)
     sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover"]
-    run([compiler("gcc"), "-g", *sanitize, "main.c", "libconv.a", "-lpthread", "-o", "asan"], tmp_path)
+    run(
+        [compiler("gcc"), "-g", *sanitize, "main.c", "libconv.a", "-lpthread", "-o", "asan"],
+        tmp_path,
+    )
     run(["./asan", "4", "2"], tmp_path)

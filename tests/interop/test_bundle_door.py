@@ -22,13 +22,27 @@ from convgen.target import target
 sys.path.insert(0, str(Path(__file__).parent))
 from bundles import load  # noqa: E402
 
-CODES = ("ok", "context", "processor", "batch", "null", "small", "aligned", "parallel", "made without")
+CODES = (
+    "ok",
+    "context",
+    "processor",
+    "batch",
+    "null",
+    "small",
+    "aligned",
+    "parallel",
+    "made without",
+)
 
 
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dense")
-    export(cg.parse("Y[n,k] = sum(c: X[n,c]*W[k,c]) + b[k]", X=(4, 6), W=(5, 6), b=(5,)), folder, name="dense")
+    export(
+        cg.parse("Y[n,k] = sum(c: X[n,c]*W[k,c]) + b[k]", X=(4, 6), W=(5, 6), b=(5,)),
+        folder,
+        name="dense",
+    )
     return folder
 
 
@@ -59,7 +73,9 @@ def forward(bundle, **changes) -> int:
     }
     batch, parallel = changes.pop("batch", 4), changes.pop("parallel", None)
     for name, change in changes.items():
-        given[name] = change(*given.get(name, (saved.ctypes.data, saved.nbytes))) if change else None
+        given[name] = (
+            change(*given.get(name, (saved.ctypes.data, saved.nbytes))) if change else None
+        )
     module = sys.modules[type(bundle).__module__]
 
     def span(name):
@@ -87,7 +103,9 @@ def test_checked_doors_refuse_what_would_crash(bundle):
     assert forward(bundle, batch=1 << 40) == 3
     assert forward(bundle, batch=5) == 5
     blank = np.zeros(64, np.uint8)
-    assert forward(bundle, context=lambda a, b: (blank.ctypes.data - blank.ctypes.data % 8, 64)) == 1
+    assert (
+        forward(bundle, context=lambda a, b: (blank.ctypes.data - blank.ctypes.data % 8, 64)) == 1
+    )
     module = sys.modules[type(bundle).__module__]
     for workers, run in ((0, 1), (2, None)):
         assert forward(bundle, parallel=ctypes.byref(module._Parallel(None, workers, run))) == 7
@@ -107,7 +125,12 @@ def test_closed_contexts_and_sizes(bundle):
 def test_loader_refuses_arrays_that_do_not_fit(bundle):
     x = np.zeros((4, 6), np.float32)
     error = type(bundle).forward.__globals__["BundleError"]
-    for bad, word in ((x.astype(np.float64), "dtype"), (x[:, :5], "shape"), (x[None], "shape"), ("x", "dtype")):
+    for bad, word in (
+        (x.astype(np.float64), "dtype"),
+        (x[:, :5], "shape"),
+        (x[None], "shape"),
+        ("x", "dtype"),
+    ):
         with pytest.raises(error, match=word):
             bundle.forward(bad)
     with pytest.raises(error, match="expected 1 arrays"):
@@ -167,7 +190,9 @@ def test_same_input_same_bytes(dense, tmp_path):
     )
     environment = {**os.environ, "PYTHONHASHSEED": "77", "CONVGEN_CACHE": "0"}
     root = Path(cg.__file__).parents[1]
-    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environment, cwd=root)
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], check=True, env=environment, cwd=root
+    )
     first = {p.relative_to(dense): p.read_bytes() for p in dense.rglob("*") if p.is_file()}
     found = {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     assert first.keys() - {Path("__pycache__")} >= found.keys()

@@ -193,7 +193,9 @@ def test_branches_shared_weights_and_dropout(tmp_path):
     for sign in (1, -1):
         weights = dict(bundle.weights)
         weights["a.bias"] = weights["a.bias"] + sign * direction
-        values.append(float(module.Bundle(weights).forward(x, seed=7, save=True).sum(dtype=np.float64)))
+        values.append(
+            float(module.Bundle(weights).forward(x, seed=7, save=True).sum(dtype=np.float64))
+        )
     assert np.isclose((values[0] - values[1]) / 2e-2, grads[1][1], rtol=1e-3)
     assert inputs[0].shape == x.shape
 
@@ -201,7 +203,10 @@ def test_branches_shared_weights_and_dropout(tmp_path):
 def test_manifest_says_what_there_is(lenet):
     folder, _, _, _ = lenet
     facts = json.loads((folder / "MANIFEST.json").read_text())
-    assert facts["step"]["optimizer"].startswith("SGD(") and "momentum=0.9" in facts["step"]["optimizer"]
+    assert (
+        facts["step"]["optimizer"].startswith("SGD(")
+        and "momentum=0.9" in facts["step"]["optimizer"]
+    )
     assert [w["name"] for w in facts["arrays"]["weights"]][:2] == ["0.weight", "0.bias"]
     assert facts["any_batch"] == {"infer": True, "train": True}
     assert "sum(" in facts["formula"] and facts["targets"][0]["kernels"][0]["schedule"]

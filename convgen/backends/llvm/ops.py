@@ -89,9 +89,23 @@ def _is_number(expr: Expr) -> bool:
     return isinstance(expr, Const) and expr.value == expr.value
 
 
+# Bits of a vector -> instruction family and what its names end in.
+_EXTREME = {128: ("sse", ""), 256: ("avx", ".256"), 512: ("avx512", ".512")}
+
+
+def _family(family: str, kind: str) -> str:
+    return "sse2" if (family, kind) == ("sse", "pd") else family
+
+
+def _is_literal(value: Value) -> bool:
+    """A constant of LLVM's that is not NaN."""
+    return not value.text.startswith("%") and "7FF8" not in value.text
+
+
 def _extreme(float_test: str, integer_name: str, intrinsic: str) -> _Emit:
     """max and min. On x86 the compare and select become one vmaxps whose second operand wins when
-    unordered: with a constant that is all; else a NaN in the first operand is put back.
+    unordered: with a constant that is all; else a NaN in the first operand is put back. Whole
+    vectors call it by its own name: LLVM would join the two tests and keep neither.
     """
 
     def emit(b: Builder, op: Op, args: list[Value], target: Target) -> Value:
@@ -107,12 +121,22 @@ def _extreme(float_test: str, integer_name: str, intrinsic: str) -> _Emit:
         if target.isa != "x86-64":
             return _intrinsic(b, op, intrinsic, args)
         first, second = args
-        known = _is_number(op.args[0]) or _is_number(op.args[1])
-        if _is_number(op.args[1]):
+        numbers = [_is_number(e) or _is_literal(a) for e, a in zip(op.args, args, strict=True)]
+        known = any(numbers)
+        if numbers[1]:
             first, second = second, first
         mask = vector_type("i1", op.lanes)
-        test = b.assign(f"fcmp {float_test} {first.typed}, {second.text}")
-        best = b.assign(f"select {mask} {test}, {first.typed}, {second.typed}")
+        named = "max" if intrinsic == "maximum" else "min"
+        bits = op.dtype.bits * op.lanes
+        if not known and bits <= target.vector_bits and bits in _EXTREME:
+            family, tail = _EXTREME[bits]
+            kind = "ps" if op.dtype.bits == 32 else "pd"
+            name = f"llvm.x86.{_family(family, kind)}.{named}.{kind}{tail}"
+            rest = [("i32", "4")] if bits == 512 else []  # 4: rounding as it stands
+            best = b.call(name, first.type, [(a.type, a.text) for a in (first, second)] + rest)
+        else:
+            test = b.assign(f"fcmp {float_test} {first.typed}, {second.text}")
+            best = b.assign(f"select {mask} {test}, {first.typed}, {second.typed}")
         if known:
             return Value(best, op.dtype, op.lanes)
         odd = b.assign(f"fcmp uno {first.typed}, {first.text}")

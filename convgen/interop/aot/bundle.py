@@ -61,7 +61,9 @@ def targets_of(request: Target | str | Sequence[Target | str]) -> tuple[Target, 
     ['x86-64-v3', 'x86-64-v4']
     """
     items: list[Target | str] = [request] if isinstance(request, (str, Target)) else [*request]
-    names = [n for item in items for n in (_FAT.get(item, (item,)) if isinstance(item, str) else (item,))]
+    names = [
+        n for item in items for n in (_FAT.get(item, (item,)) if isinstance(item, str) else (item,))
+    ]
     found = sorted({target_of(n).name: target_of(n) for n in names}.values(), key=lambda t: t.name)
     if len({t.llvm_triple for t in found}) != 1 or "linux" not in found[0].llvm_triple:
         raise TargetError(
@@ -249,9 +251,7 @@ def _level(
             level.record(section, "train" + tail, "back" + tail, base + parts)
     if backward:
         _sum_gradients(subject, level)
-        level.add(
-            "clear", [zero_row(Place(f"sum{i}"), p.bytes) for i, p in enumerate(ports.grads)]
-        )
+        level.add("clear", [zero_row(Place(f"sum{i}"), p.bytes) for i, p in enumerate(ports.grads)])
     if step:
         level.record(subject.step(level.build), "step", None, base)
         level.add(

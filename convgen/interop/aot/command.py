@@ -58,7 +58,11 @@ def build(
 
 def _kinds(room: Any, base: type) -> dict[str, type]:
     """Classes of a room by name."""
-    return {n: k for n, k in vars(room).items() if inspect.isclass(k) and issubclass(k, base) and k is not base}
+    return {
+        n: k
+        for n, k in vars(room).items()
+        if inspect.isclass(k) and issubclass(k, base) and k is not base
+    }
 
 
 def parse_call(text: str, known: Mapping[str, type]) -> Any:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from convgen import __version__
+from convgen.version import __version__
 from convgen.backends.llvm import LlvmBackend
 from convgen.interop.aot.bundle import ABI, Bundle
 from convgen.interop.aot.render import render
@@ -284,7 +284,9 @@ def _example(bundle: Bundle, weights: str) -> dict[str, object]:
     backward: list[str] = []
     if bundle.backward:
         example.declarations.append("  void *saved;")
-        example.setup.append(f"  saved = memory({name}_saved_bytes(context, batch), &freed[used++]);")
+        example.setup.append(
+            f"  saved = memory({name}_saved_bytes(context, batch), &freed[used++]);"
+        )
         example.buffers += 1
         dy = example.group("dy", ports.dy, True, True)
         dx = example.group("dx", ports.dx, False, False)

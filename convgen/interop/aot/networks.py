@@ -160,7 +160,9 @@ class NetworkSubject:
                 section.unmade.append((Place(f"grad{i}"), port.bytes))
         for i, region in enumerate(tape.dx):
             if region is None:
-                section.unmade.append((Place(f"dx{i}"), tape.graph.inputs[i].shape[0] * self.ports.dx[i].sample_bytes))
+                section.unmade.append(
+                    (Place(f"dx{i}"), tape.graph.inputs[i].shape[0] * self.ports.dx[i].sample_bytes)
+                )
             else:
                 behind[id(region)] = Place(f"dx{i}")
         return section

@@ -32,7 +32,9 @@ class ProgramSubject:
         self._samples = samples
         self.any_infer = marked is not None and rebatched(program, samples, 1) is not None
         self.any_train = self.any_infer
-        inputs = samples if self.any_infer else [t.name for t in program.inputs if t.role == "input"]
+        inputs = (
+            samples if self.any_infer else [t.name for t in program.inputs if t.role == "input"]
+        )
         first = program.tensor(samples[0]).shape[0] if self.any_infer else 1
         self.batch = int(first)  # type: ignore[arg-type]
         x = [self._port(t) for t in program.inputs if t.name in inputs]

@@ -128,9 +128,7 @@ def level_tables(number: int, level: Level, slots: Slots) -> tuple[str, str]:
     return "".join(lines), row
 
 
-def _row(
-    number: int, row: Row, arguments: list[Place], known: dict[tuple[Place, ...], int]
-) -> str:
+def _row(number: int, row: Row, arguments: list[Place], known: dict[tuple[Place, ...], int]) -> str:
     if row.arguments not in known:
         known[row.arguments] = len(arguments)
         arguments.extend(row.arguments)

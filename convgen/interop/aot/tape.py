@@ -198,7 +198,9 @@ class Level:
         self, section: Section, packs: Mapping[int, Place], name: str
     ) -> dict[int, Place]:
         """Places in `saved` of what both halves use and the caller does not hold for both."""
-        ahead = {id(root(r)[0]): root(r)[0] for c in section.calls[: section.boundary] for r in c.regions}
+        ahead = {
+            id(root(r)[0]): root(r)[0] for c in section.calls[: section.boundary] for r in c.regions
+        }
         ahead.update({id(root(r)[0]): root(r)[0] for r, _ in section.results})
         places: dict[int, Place] = {}
         offset = 0
