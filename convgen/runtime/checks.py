@@ -134,7 +134,7 @@ def small_of(program: Program) -> Small | None:
         found = piece_counts(gradient) if gradient is not None else piece_counts(candidate)
         if found != wanted or cost(gradient or candidate) > 20 * _POINTS:
             continue
-        signed, exact = _nature(candidate)
+        signed, exact = nature(candidate)
         return Small(candidate, signed, exact)
     return None
 
@@ -163,7 +163,7 @@ def _extents(domain: Any) -> list[int]:
     return [max(0, fixed(r.hi) - r.lo) for r in domain.ranges]
 
 
-def _nature(program: Program) -> tuple[bool, bool]:
+def nature(program: Program) -> tuple[bool, bool]:
     """(signed, exact): whether any sign may be given, and whether results are rational then."""
     for signed in (True, False):
         with np.errstate(all="ignore"):

@@ -248,6 +248,12 @@ class Family:
             return None
         return program
 
+    def values_like(self, other: Family) -> list[int] | None:
+        """The values from which `other.member` makes this program; None when it is no member."""
+        if not all(key in self._values for key in other._free):
+            return None
+        return [self._values[key] for key in other._free]
+
     def smaller(self, least: int = 2, taps: int = 3, *, distinct: bool = True) -> Program | None:
         """A small member: extents from `least` up, all different if asked for and possible; taps
         are at most `taps`. None when there is no small member."""

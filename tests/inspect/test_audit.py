@@ -1,0 +1,334 @@
+"""The auditor tells classic mistakes apart, and passes what is right."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import convgen as cg
+from convgen.__main__ import cli
+from convgen.errors import DataError, DerivationError
+from convgen.inspect.audit import audit
+from convgen.symbolic.derive import grad
+from convgen.symbolic.mistakes import mistakes_of
+from convgen.symbolic.resize import Family
+
+# A convolution with everything in it, by loops over output positions: the way people write it.
+STRIDE, DIL, PAD, GROUPS = 2, 3, 2, 2
+LAYER = cg.nn.Conv2d(8, 16, 3, stride=STRIDE, dilation=DIL, padding=PAD, groups=GROUPS)
+CONV = LAYER.program((4, 8, 28, 30))
+
+
+def windows(x, w, dy, stride=STRIDE, dil=DIL, pad=PAD, offset=True):
+    """(group, input channels, output channels, tap, position, input position) that meet."""
+    inner, maps = w.shape[1], w.shape[0] // GROUPS
+    spots = [range(w.shape[2]), range(w.shape[3]), range(dy.shape[2]), range(dy.shape[3])]
+    for g, (r, s, y, c) in itertools.product(range(GROUPS), itertools.product(*spots)):
+        h, v = stride * y + dil * r - pad, stride * c + dil * s - pad
+        if 0 <= h < x.shape[2] and 0 <= v < x.shape[3]:
+            first = g * inner if offset else 0
+            yield slice(first, first + inner), slice(g * maps, (g + 1) * maps), r, s, y, c, h, v
+
+
+def grad_w(x, w, b, dy, **options):
+    dw = np.zeros_like(w)
+    for ci, ko, r, s, y, c, h, v in windows(x, w, dy, **options):
+        dw[ko, :, r, s] += dy[:, ko, y, c].T @ x[:, ci, h, v]
+    return dw
+
+
+def grad_x(x, w, b, dy, turn=False, **options):
+    dx = np.zeros_like(x)
+    for ci, ko, r, s, y, c, h, v in windows(x, w, dy, **options):
+        tap = w[ko, :, w.shape[2] - 1 - r, w.shape[3] - 1 - s] if turn else w[ko, :, r, s]
+        dx[:, ci, h, v] += dy[:, ko, y, c] @ tap
+    return dx
+
+
+def test_right_gradients_of_a_convolution_pass():
+    assert audit(grad_x, CONV, "X").passed
+    assert audit(grad_w, CONV, "W").passed
+    assert audit(lambda x, w, b, dy: dy.sum((0, 2, 3)), CONV, "b").passed
+
+
+CONVOLUTION = {
+    "stride missing": ("W", lambda *a: grad_w(*a, stride=1)),
+    "dilation missing": ("W", lambda *a: grad_w(*a, dil=1)),
+    "stride for dilation": ("X", lambda *a: grad_x(*a, stride=DIL, dil=STRIDE)),
+    "padding missing": ("X", lambda *a: grad_x(*a, pad=0)),
+    "padding sign": ("W", lambda *a: grad_w(*a, pad=-PAD)),
+    "padding off by one": ("W", lambda *a: grad_w(*a, pad=PAD + 1)),
+    "filter flipped": ("X", lambda *a: grad_x(*a, turn=True)),
+    "group offset missing": ("W", lambda *a: grad_w(*a, offset=False)),
+    "kernel transposed": ("X", lambda x, w, b, dy: grad_x(x, w.swapaxes(2, 3), b, dy)),
+    "sign": ("W", lambda *a: -grad_w(*a)),
+    "cotangent ignored": ("W", lambda x, w, b, dy: grad_w(x, w, b, np.ones_like(dy))),
+    "row missing": ("W", lambda x, w, b, dy: grad_w(x, w, b, dy[:, :, :-1])),
+    "not summed": ("b", lambda x, w, b, dy: dy.sum((2, 3))),
+    "mean for sum": ("b", lambda x, w, b, dy: dy.sum((2, 3)).mean(0)),
+    "one row only": ("b", lambda x, w, b, dy: dy[0].sum((1, 2))),
+    "border missing": ("X", lambda *a: np.pad(grad_x(*a)[:, :, :-1], [(0, 0)] * 2 + [(0, 1), (0, 0)])),
+    "roles swapped": ("W", lambda *a: grad_w(*a).swapaxes(0, 1)),
+    "result flipped": ("W", lambda *a: grad_w(*a)[:, ::-1]),
+    "nothing": ("W", lambda *a: 0 * grad_w(*a)),
+    "scale": ("W", lambda *a: 3 * grad_w(*a)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONVOLUTION)
+def test_mistakes_in_a_convolution_are_told_apart(name):
+    wrt, wrong = CONVOLUTION[name]
+    found = audit(wrong, CONV, wrt)
+    assert not found.passed and found.fault == name, str(found)
+    if found.counterexample is not None:
+        numbers = json.dumps(found.counterexample.arguments)
+        assert len(numbers) < 400, numbers
+
+
+def test_the_smallest_counterexample_is_small():
+    wrt, wrong = CONVOLUTION["stride missing"]
+    example = audit(wrong, cg.nn.Conv2d(8, 16, 3, stride=2, groups=2).program((4, 8, 28, 30)), wrt)
+    # dilation of the function is not the layer's: it is wrong anyway, on something tiny
+    arguments = example.counterexample.arguments
+    assert np.count_nonzero(arguments["dY"]) == 1
+    assert np.asarray(arguments["X"]).size <= 24
+
+
+def test_the_text_says_what_is_missing():
+    found = audit(CONVOLUTION["stride missing"][1], CONV, "W")
+    assert (
+        "the stride is missing: X[n, 4*g + c, y + 3*r - 2, x + 3*s - 2]"
+        in found.message.replace("5*g", "4*g")
+        .replace("6*g", "4*g")
+        .replace("3*g", "4*g")
+        .replace("7*g", "4*g")
+    )
+    assert "WRONG" in str(found) and "smallest counterexample" in str(found)
+    assert json.loads(json.dumps(found.as_json()))["faults"][0]["name"] == "stride missing"
+
+
+# ------------------------------------------------------------------------------ other layers
+
+POOL = cg.nn.MaxPool2d(2, stride=2).program((4, 6, 12, 14))
+
+
+def pool_grad(x, dy, choose):
+    dx = np.zeros_like(x)
+    for n, c, y, v in np.ndindex(*dy.shape):
+        window = x[n, c, 2 * y : 2 * y + 2, 2 * v : 2 * v + 2]
+        dx[n, c, 2 * y : 2 * y + 2, 2 * v : 2 * v + 2] += choose(window) * dy[n, c, y, v]
+    return dx
+
+
+def first(window):
+    return np.arange(window.size).reshape(window.shape) == window.argmax()
+
+
+def last(window):
+    return np.arange(window.size).reshape(window.shape) == window.size - 1 - (
+        window.ravel()[::-1].argmax()
+    )
+
+
+def every(window):
+    return window == window.max()
+
+
+@pytest.mark.parametrize(
+    "choose, fault",
+    [
+        (first, ""),
+        (every, "ties counted twice"),
+        (lambda w: every(w) / every(w).sum(), "ties split"),
+        (last, "last tie wins"),
+    ],
+    ids=["first", "twice", "split", "last"],
+)
+def test_ties_of_a_maximum(choose, fault):
+    found = audit(lambda x, dy: pool_grad(x, dy, choose), POOL)
+    assert (found.passed, found.fault) == (not fault, fault), str(found)
+    if fault:
+        assert "it agrees wherever no two elements are equal" in found.message
+
+
+AVERAGE = cg.nn.AvgPool2d(3, stride=3).program((2, 4, 12, 15))
+
+
+def spread(x, dy, scale=9):
+    return dy.repeat(3, 2).repeat(3, 3) / scale
+
+
+def test_a_missing_factor_of_an_average():
+    assert audit(spread, AVERAGE).passed
+    found = audit(lambda x, dy: spread(x, dy, 1), AVERAGE)
+    assert found.fault == "factor missing" and "1/9" in found.message
+
+
+def test_the_mask_of_relu():
+    relu = cg.nn.ReLU().program((8, 10))
+    assert audit(lambda x, dy: dy * (x > 0), relu).passed
+    assert audit(lambda x, dy: dy * (x >= 0), relu).fault == "mask at zero"
+    assert audit(lambda x, dy: dy, relu).fault == "mask missing"
+
+
+def test_derivatives_of_tanh():
+    tanh = cg.nn.Tanh().program((8, 10))
+    assert audit(lambda x, dy: dy * (1 - np.tanh(x) ** 2), tanh).passed
+    assert audit(lambda x, dy: dy * (1 - x**2), tanh).fault == "derivative of the input"
+    assert audit(lambda x, dy: dy, tanh).fault == "derivative missing"
+
+
+NORM = cg.nn.BatchNorm2d(16, track_running_stats=False).program((8, 16, 14, 14), training=True)
+
+
+def norm_grad(x, gamma, beta, dy, through_mean=True, through_var=True):
+    over, shape = (0, 2, 3), (1, -1, 1, 1)
+    n = x.size // x.shape[1]
+    mean, var = x.mean(over, keepdims=True), x.var(over, keepdims=True)
+    spread = np.sqrt(var + 1e-5)
+    hat, g = (x - mean) / spread, dy * gamma.reshape(shape)
+    dx = g / spread
+    if through_var:
+        dx = dx - hat * (g * hat).sum(over, keepdims=True) / (n * spread)
+    if through_mean:
+        dx = dx - g.sum(over, keepdims=True) / (n * spread)
+    return dx
+
+
+def test_statistics_of_batch_norm_taken_as_constants():
+    assert audit(norm_grad, NORM, "X").passed
+    for options, words in (
+        ({"through_mean": False, "through_var": False}, "through mean, var"),
+        ({"through_mean": False}, "through mean is"),
+        ({"through_var": False}, "through var is"),
+    ):
+        found = audit(lambda *a, o=options: norm_grad(*a, **o), NORM, "X")
+        assert found.fault == "statistics as constants" and words in found.message, str(found)
+
+
+def test_a_reflecting_boundary_taken_as_zero():
+    layer = cg.nn.Conv1d(2, 3, 3, padding=1, padding_mode="reflect", bias=False)
+    program = layer.program((4, 2, 20))
+
+    def grad_weights(mode):
+        def function(x, w, dy):
+            padded = np.pad(x, ((0, 0), (0, 0), (1, 1)), mode=mode)
+            taps = [padded[:, :, r : r + dy.shape[2]] for r in range(w.shape[2])]
+            return np.stack([np.einsum("nky,ncy->kc", dy, t) for t in taps], axis=2)
+
+        return function
+
+    assert audit(grad_weights("reflect"), program, "W").passed
+    assert audit(grad_weights("constant"), program, "W").fault == "boundary as zero"
+    assert audit(grad_weights("edge"), program, "W").fault == "another boundary"
+
+
+def test_the_factor_of_a_power():
+    square = cg.parse("Y[i] = X[i]**2 / 2", X=(40,))
+    assert audit(lambda x, dy: x * dy, square).passed
+    cube = cg.parse("Y[i] = X[i]**3", X=(40,))
+    assert audit(lambda x, dy: x**2 * dy, cube).fault == "power's factor missing"
+
+
+def test_a_contribution_left_out():
+    difference = cg.parse("Y[i] = X[i + 1] * X[i]  for i < 39", X=(40,))
+    right = audit(lambda x, dy: np.append(dy * x[1:], 0) + np.append(0, dy * x[:-1]), difference)
+    assert right.passed
+    found = audit(lambda x, dy: np.append(dy * x[1:], 0), difference)
+    assert found.fault == "contribution missing" and "X[i + 1]" in found.message
+
+
+# --------------------------------------------------------------------- functions that are no use
+
+LINEAR = cg.parse("Y[n, k] = sum(c: X[n, c] * W[k, c])", X=(32, 64), W=(10, 64))
+
+
+@pytest.mark.parametrize(
+    "function, kind, words",
+    [
+        (lambda x, w, dy: None, "nothing", "returned None"),
+        (lambda x, w, dy: (dy, w), "kind", "a tuple of 2"),
+        (lambda x, w, dy: dy @ w > 0, "dtype", "dtype bool"),
+        (lambda x, w, dy: dy, "shape", "shape [2, 3]; expected [2, 4]"),
+        (lambda x, w, dy: dy @ w.T, "raised", "ValueError"),
+        (lambda x, w: x, "raised", "TypeError"),
+        (lambda x, w, dy: np.multiply(x, 2, out=x), "argument", "changes its argument X"),
+        (lambda x, w, dy: (dy @ w)[None], "shape", "only the shape is not"),
+        (lambda x, w, dy: (dy @ w).T, "roles swapped", "have changed places"),
+    ],
+    ids=["nothing", "tuple", "bool", "shape", "raises", "arguments", "in place", "extra", "turned"],
+)
+def test_what_is_no_gradient_is_said_clearly(function, kind, words):
+    found = audit(function, LINEAR, "X")
+    assert not found.passed and found.fault == kind and words in found.message, str(found)
+
+
+def test_a_function_for_equal_channels_only():
+    """Roles confused: it raises where the extents differ, and is wrong where they are equal."""
+    found = audit(lambda x, w, dy: dy @ w.T, LINEAR, "X")
+    assert "ValueError" in found.message and "[2, 4]" in found.message
+    square = audit(lambda x, w, dy: dy @ w.T if w.shape[0] == w.shape[1] else dy @ w, LINEAR, "X")
+    assert square.passed  # it is right for the extents of the program
+
+
+def test_nan_is_wrong():
+    found = audit(lambda x, w, dy: dy @ w * np.nan, LINEAR, "X")
+    assert not found.passed
+
+
+def test_torch_functions():
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)
+
+    def right(x, w, dy):
+        return torch.einsum("nk,kc->nc", dy, w)
+
+    def wrong(x, w, dy):
+        return torch.einsum("nk,kc->nc", dy, w) / dy.shape[0]
+
+    assert audit(right, LINEAR, "X").passed
+    assert audit(wrong, LINEAR, "X").fault == "mean for sum"
+    assert audit(lambda x, w, dy: dy.mm(w), LINEAR, "X").passed
+
+
+def test_what_is_asked_must_exist():
+    with pytest.raises(DerivationError, match="one of X, W"):
+        audit(grad_w, LINEAR)
+    with pytest.raises(DerivationError, match="no float input 'V'"):
+        audit(grad_w, LINEAR, "V")
+    with pytest.raises(DataError, match="no function"):
+        audit(3, LINEAR, "X")
+
+
+def test_mistakes_change_the_gradient():
+    """The catalogue of a strided, dilated, grouped layer has no two entries of one name and text,
+    and each is a program whose gradient can be derived."""
+    small = Family(CONV).smaller()
+    found = mistakes_of(small)
+    assert len({(m.name, m.text) for m in found}) == len(found) >= 20
+    assert all(str(grad(m.program)) != str(grad(small)) for m in found)
+
+
+# ------------------------------------------------------------------------------- command line
+
+
+def test_the_command(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import numpy as np\n"
+        "def right(x, w, b, dy):\n    return dy.sum((0, 2, 3))\n"
+        "def wrong(x, w, b, dy):\n    return dy.sum((2, 3)).mean(0)\n"
+    )
+    rest = ["--of", "Conv2d(4, 6, 3)", "--input", "8,4,12,12", "--wrt", "b"]
+    run = CliRunner().invoke
+    assert run(cli, ["audit", f"{file}:right", *rest]).exit_code == 0
+    result = run(cli, ["audit", f"{file}:wrong", *rest, "--json"])
+    assert result.exit_code == 1
+    text = result.stdout
+    assert json.loads(text[text.index("{") :])["faults"][0]["name"] == "mean for sum"
+    with pytest.raises(DataError, match="one of right, wrong"):
+        run(cli, ["audit", f"{file}:none", *rest], catch_exceptions=False)
