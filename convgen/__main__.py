@@ -394,7 +394,8 @@ def peak(threads: int, dtype: str, seconds: float, as_json: bool) -> None:
         return
     click.echo(
         f"{found.gflops:.1f} GFLOP/s in {found.dtype} on {threads} thread{'s'[: threads > 1]}: "
-        f"{found.chains} chains of {found.lanes} lanes, {found.target}, {found.cpu}"
+        f"{found.chains} chains of {found.lanes} lanes, {found.target}, {found.cpu}; "
+        f"memory {found.gigabytes_per_second:.1f} GB/s"
     )
 
 

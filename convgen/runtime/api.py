@@ -6,29 +6,46 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from convgen.errors import ShapeError
+from convgen.errors import ScheduleError, ShapeError
 from convgen.layers.base import Layer
 from convgen.runtime import checkpoint, kernel
 from convgen.runtime.module import Module
 from convgen.runtime.network import Network
 from convgen.runtime.structure import Described
+from convgen.runtime.tune import tune
 from convgen.symbolic.program import Program
 
 
 def compile(
-    subject: Program | Layer | Module, *, input: Any = None, mode: str = "train", **options: Any
+    subject: Program | Layer | Module,
+    *,
+    input: Any = None,
+    mode: str = "train",
+    search: int = 0,
+    **options: Any,
 ) -> Any:
     """Native code for a Program (a kernel to call on arrays) or a network (to run and train).
 
     For a layer or module: input is the shape (batch included), or a list of shapes for several
     inputs; mode "train" or "infer"; options dtype, target, threads, seed as in `Network`. For a
     Program the options are those of `convgen.runtime.kernel.compile`: schedule, target, threads,
-    accuracy. Raises UserErrors for shapes, schedules and targets that do not fit.
+    accuracy; with search=8, instead of a schedule, the eight best of the cost model are measured
+    and the fastest is kept, on disk too. Raises UserErrors for shapes, schedules and targets that
+    do not fit.
     """
     if isinstance(subject, Program):
         if input is not None:
             raise ShapeError("input= is for layers and networks; a program has its own shapes")
+        if search:
+            if options.get("schedule") is not None:
+                raise ScheduleError("a schedule and a search for one", expected="one of them")
+            where = {k: options[k] for k in ("target", "threads") if k in options}
+            options["schedule"] = tune(subject, search, **where).schedule
         return kernel.compile(subject, **options)
+    if search:
+        raise ScheduleError(
+            "a search is for a program", expected="a Program", got=type(subject).__name__
+        )
     if not isinstance(subject, (Layer, Module)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ShapeError(
             "nothing that compiles", expected="a Program, a layer or a module", got=repr(subject)

@@ -9,7 +9,7 @@ maps: fuse what is contiguous, vectorize, parallelize. Nothing here knows a laye
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from convgen.errors import ScheduleError
@@ -46,6 +46,7 @@ from convgen.schedule.facts import Facts, facts_of, windows_of
 from convgen.schedule.fusion import Fusion, finish_consumer
 from convgen.schedule.locality import best_order
 from convgen.schedule.schedule import Schedule
+from convgen.schedule.streams import stream
 from convgen.target import Target
 
 # Vectors along the vector loop that a tile may take.
@@ -54,9 +55,12 @@ VECTORS = (1, 2, 3, 4, 6, 8)
 TASKS = 128
 
 
-def default_schedule(kernel: Kernel, target: Target) -> Schedule:
+def default_schedule(
+    kernel: Kernel, target: Target, ranks: Mapping[str, int] | None = None
+) -> Schedule:
     """A legal schedule for every nest of a kernel (form NEST), by the cost model of the target.
 
+    ranks: for nests that shall not take the best candidate, the place of the one they take.
     The choice depends on the kernel, the target and tabled constants only. Notes say where a fast
     road was left, with the reason.
     """
@@ -65,19 +69,22 @@ def default_schedule(kernel: Kernel, target: Target) -> Schedule:
     kernel, schedule = fusion.kernel, Schedule(tuple(fusion.directives))
     nests = all_nests(kernel)
     for nest in nests:
-        recipe = _Recipe(kernel, target, nest.name if len(nests) > 1 else "")
+        rank = (ranks or {}).get(nest.name, 0)
+        recipe = _Recipe(kernel, target, nest.name if len(nests) > 1 else "", rank)
         recipe.run()
         kernel = recipe.kernel
         schedule = schedule + Schedule(tuple(recipe.directives), tuple(recipe.notes))
     return schedule
 
 
-def choose(nest: Nest, kernel: Kernel, target: Target) -> Candidate:
-    """The cheapest candidate for a nest."""
+def choose(nest: Nest, kernel: Kernel, target: Target, rank: int = 0) -> Candidate:
+    """The cheapest candidate for a nest; with a rank, the one that has so many cheaper ones."""
     facts = facts_of(nest, kernel, target)
     machine = machine_of(target)
     scored = [score(facts, c, machine) for c in candidates(facts)]
-    return min(scored, key=lambda c: c.cycles)
+    if not rank:
+        return min(scored, key=lambda c: c.cycles)
+    return sorted(scored, key=lambda c: c.cycles)[min(rank, len(scored) - 1)]
 
 
 def candidates(facts: Facts) -> Iterator[Candidate]:
@@ -129,6 +136,7 @@ class _Recipe:
     kernel: Kernel
     target: Target
     name: str
+    rank: int = 0
     directives: list[Directive] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -150,7 +158,12 @@ class _Recipe:
                 self.add(directive)
             return
         self.fuse_contiguous()
-        chosen = choose(self.nest, self.kernel, self.target)
+        streamed = stream(self.nest, self.kernel, self.target)
+        if streamed:
+            for directive in streamed:
+                self.add(directive)
+            return
+        chosen = choose(self.nest, self.kernel, self.target, self.rank)
         facts = facts_of(self.nest, self.kernel, self.target)
         if chosen.vector in facts.reduces:
             self.run_across(chosen, facts)

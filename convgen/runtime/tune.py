@@ -1,0 +1,96 @@
+"""Measured schedules: the cost model's best candidates run on random arrays, the fastest kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from convgen.errors import ShapeError
+from convgen.passes.lower import lower
+from convgen.runtime import cache, kernel
+from convgen.runtime.threads import thread_count
+from convgen.schedule.schedule import Schedule
+from convgen.schedule.search import search
+from convgen.symbolic.program import Program
+from convgen.target import Target
+from convgen.target import target as target_of
+
+_SUFFIX = ".tuned"
+_REPEATS = 5  # runs of a candidate at least; the fastest counts
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What a search found. schedule: the fastest one's text, which `compile` takes; trials: every
+    (schedule, seconds), the fastest first; recorded: it was found on disk."""
+
+    schedule: str
+    trials: tuple[tuple[str, float], ...]
+    recorded: bool = False
+
+
+def tune(
+    program: Program,
+    count: int = 8,
+    target: Target | str = "native",
+    threads: int | None = None,
+    seconds: float = 0.05,
+) -> Tuned:
+    """Measure up to `count` candidates for each sum of a program, `seconds` each, and record the
+    result with the kernel cache, so that the same search gives the same schedule again.
+
+    Raises ShapeError for symbolic sizes, TargetError for machine code that cannot run here.
+    """
+    if program.sizes():
+        raise ShapeError(
+            "a search measures, so it needs every size",
+            got=", ".join(program.sizes()),
+            hint=f"program.bind({', '.join(f'{n}=...' for n in program.sizes())})",
+        )
+    machine, workers = target_of(target), thread_count(threads)
+    key = cache.key_of(
+        "search", str(program), machine.key(), workers, count, cache.sources_digest()
+    )
+    record = cache.load(key, _SUFFIX)
+    if record is not None:
+        trials = tuple((str(text), float(taken)) for text, taken in record.facts["trials"])
+        return Tuned(trials[0][0], trials, True)
+    arrays = _arrays(program)
+
+    def measure(schedule: Schedule) -> float:
+        made = kernel.compile(program, str(schedule), machine, workers)
+        return _fastest(lambda: made(*arrays), seconds)
+
+    found = search(lower(program), machine, count, measure)
+    trials = tuple((str(t.schedule), t.seconds) for t in found)
+    cache.store(key, cache.Record({"trials": [list(t) for t in trials]}, {}), _SUFFIX)
+    return Tuned(trials[0][0], trials)
+
+
+def _arrays(program: Program) -> list[Any]:
+    """Random inputs; never zeros, whose products a machine may do faster."""
+    rng = np.random.default_rng(0)
+    found: list[Any] = []
+    for tensor in program.inputs:
+        shape = tuple(int(n) for n in tensor.shape)
+        values = rng.uniform(0.5, 1.5, shape) if tensor.dtype.is_float else np.ones(shape)
+        found.append(values.astype(tensor.dtype.numpy_name))
+    return found
+
+
+def _fastest(call: Callable[[], object], seconds: float) -> float:
+    """Seconds of the fastest of several calls."""
+    call()
+    best = float("inf")
+    stop = time.perf_counter() + seconds
+    runs = 0
+    while runs < _REPEATS or time.perf_counter() < stop:
+        start = time.perf_counter()
+        call()
+        best = min(best, time.perf_counter() - start)
+        runs += 1
+    return best
