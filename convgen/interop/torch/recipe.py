@@ -282,6 +282,10 @@ class Forward:
         self._threads = recipe.options.threads
         self._made = [(s.shape, s.dtype) for s in made]
         self._offsets, self._bytes = storage(recipe.saved)
+        ends = [o + s.bytes for o, s in zip(self._offsets, recipe.saved, strict=True)]
+        starts = [*self._offsets[1:], self._bytes]
+        # No result has bytes that nobody wrote: the same call gives the same bits.
+        self._gaps = [(e, n - e) for e, n in zip(ends, starts, strict=False) if n > e]
         self._saves = saves
         # The bits that the address of an aligned element does not have.
         self._odd = [0 if s is None else s.dtype.itemsize - 1 for s in recipe.inputs]
@@ -308,6 +312,8 @@ class Forward:
         block = None
         if self._saves:
             block = torch.empty(self._bytes, dtype=torch.uint8)
+            for start, size in self._gaps:
+                block.narrow(0, start, size).zero_()
             base = block.data_ptr()
             addresses += [base + offset for offset in self._offsets]
         self._caller.run(addresses, self._threads)
