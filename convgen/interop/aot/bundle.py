@@ -12,7 +12,7 @@ from convgen.backends.protocol import Part
 from convgen.errors import InternalError, TargetError
 from convgen.interop.aot import tables
 from convgen.interop.aot.render import render
-from convgen.interop.aot.subject import Build, Subject
+from convgen.interop.aot.subject import Build, Ports, Subject
 from convgen.interop.aot.tape import Level, Place, Row, copy_row, zero_row
 from convgen.runtime.build import Built, build_program
 from convgen.runtime.plan import aligned
@@ -152,19 +152,6 @@ def _module_text(
     )
     doors = ["native/bundle.ll", f"native/cpu-{target.isa}.ll", "native/doors.ll"]
     doors += ["native/backward.ll"] * backward + ["native/step.ll"] * step
-    groups = {
-        "x": ports.x,
-        "y": ports.y,
-        "dy": ports.dy,
-        "dx": ports.dx,
-        "grad": ports.grads,
-        "weight": ports.weights,
-        "state": ports.states,
-        "labels": [ports.labels] if ports.labels else [],
-    }
-    offsets = [aligned(8 * ports.seeds)]
-    for port in ports.grads:
-        offsets.append(offsets[-1] + aligned(port.bytes))
     declared = [
         f"declare void @{tables.symbol(i, k, j)}(ptr, ptr, i64, i64)\n"
         for i, level in enumerate(levels)
@@ -180,13 +167,32 @@ def _module_text(
             *(text for text, _ in made),
             f"@levels = internal constant [{len(made)} x %level] [{rows}]\n",
             tables.numbers("strides", slots.strides(ports)),
-            tables.numbers("grad.offsets", offsets[:-1]),
-            tables.numbers("weight.offsets", [p.offset for p in ports.weights]),
             tables.constants(subject.dtype),
-            *(tables.ports_table(stem, group) for stem, group in groups.items()),
+            *_port_tables(ports),
             _embedded_block(name, embedded, slots.first["weight"], len(ports.weights)),
         ]
     )
+
+
+def _port_tables(ports: Ports) -> list[str]:
+    """What the checked doors know of all arrays, and where gradients and weights lie in a block."""
+    groups = {
+        "x": ports.x,
+        "y": ports.y,
+        "dy": ports.dy,
+        "dx": ports.dx,
+        "grad": ports.grads,
+        "weight": ports.weights,
+        "state": ports.states,
+        "labels": [ports.labels] if ports.labels else [],
+    }
+    offsets = [aligned(8 * ports.seeds)]
+    for port in ports.grads:
+        offsets.append(offsets[-1] + aligned(port.bytes))
+    found = [tables.ports_table(stem, group) for stem, group in groups.items()]
+    found.append(tables.numbers("grad.offsets", offsets[:-1]))
+    found.append(tables.numbers("weight.offsets", [p.offset for p in ports.weights]))
+    return found
 
 
 def _embedded_values(embedded: bytes | None, slot: int, weights: int) -> dict[str, str]:

@@ -7,12 +7,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from convgen.version import __version__
 from convgen.backends.llvm import LlvmBackend
 from convgen.interop.aot.bundle import ABI, Bundle
 from convgen.interop.aot.render import render
 from convgen.interop.aot.subject import Port
 from convgen.types import DType
+from convgen.version import __version__
 
 C_TYPES = {
     "f32": "float",
@@ -325,7 +325,8 @@ def _example_weights(example: _Example, weights: str) -> str:
     example.setup += [
         f"  block = memory({upper}_WEIGHT_BYTES, &freed[used++]);",
         f'  file = fopen("{name}.weights", "rb");',
-        f"  if (file == NULL || fread(block, 1, {upper}_WEIGHT_BYTES, file) != {upper}_WEIGHT_BYTES) {{",
+        "  if (file == NULL ||",
+        f"      fread(block, 1, {upper}_WEIGHT_BYTES, file) != {upper}_WEIGHT_BYTES) {{",
         f'    fprintf(stderr, "{name}.weights is missing or too short\\n");',
         "    return 1;",
         "  }",

@@ -55,16 +55,17 @@ class Section:
     results             regions that forward writes elsewhere too: (region, place)
     wanted              regions that must be computed even when no gradient to the inputs is
     unmade              places of gradients that no call writes: they are zero
+    zeroed              regions that must be zero when a half begins
     """
 
     calls: Sequence[Call]
     boundary: int
-    forward: dict[int, Place] = field(default_factory=dict)
-    backward: dict[int, Place] = field(default_factory=dict)
-    results: list[tuple[Region, Place]] = field(default_factory=list)
-    wanted: list[Region] = field(default_factory=list)
-    unmade: list[tuple[Place, int]] = field(default_factory=list)
-    zeroed: list[Region] = field(default_factory=list)
+    forward: dict[int, Place] = field(default_factory=dict[int, Place])
+    backward: dict[int, Place] = field(default_factory=dict[int, Place])
+    results: list[tuple[Region, Place]] = field(default_factory=list[tuple[Region, Place]])
+    wanted: list[Region] = field(default_factory=list[Region])
+    unmade: list[tuple[Place, int]] = field(default_factory=list[tuple[Place, int]])
+    zeroed: list[Region] = field(default_factory=list[Region])
 
 
 def root(region: Region) -> tuple[Region, int]:
@@ -99,12 +100,12 @@ class Level:
     target: Target
     build: Callable[..., Built]
     packed_bytes: int
-    kernels: list[Built] = field(default_factory=list)
-    lists: dict[str, list[Row]] = field(default_factory=dict)
-    saved: dict[str, int] = field(default_factory=dict)
+    kernels: list[Built] = field(default_factory=list[Built])
+    lists: dict[str, list[Row]] = field(default_factory=dict[str, list[Row]])
+    saved: dict[str, int] = field(default_factory=dict[str, int])
     work_bytes: int = 0
     scratch_bytes: int = 0
-    _packs: dict[Hashable, int] = field(default_factory=dict)
+    _packs: dict[Hashable, int] = field(default_factory=dict[Hashable, int])
 
     def number(self, built: Built) -> int:
         """The kernel's number in this level."""
@@ -212,7 +213,6 @@ class Level:
                 if _home(region, section.backward) is None:
                     places[id(own)] = Place("saved", offset)
                     offset += aligned(own.bytes)
-        # Inputs that only backward reads and that are not handed to it.
         self.saved[name] = offset
         return places
 
