@@ -21,7 +21,7 @@ from convgen.runtime.data.stream import run_seed
 from convgen.runtime.module import Graph, Module, trace
 from convgen.runtime.plan import Plan, Weights, inference_plan, part, training_plan
 from convgen.runtime.progress import Epoch
-from convgen.runtime.shown import table_html, table_text
+from convgen.runtime.pullback import LossSlope, Pullback, Stepper
 from convgen.runtime.shown import table_html, table_text
 from convgen.runtime.table import rows_of
 from convgen.runtime.threads import thread_count
@@ -44,7 +44,8 @@ class Network:
     """A module compiled for one input shape. Made by `convgen.compile(module, input=...)`.
 
     `weights` holds parameters and running statistics; `graph` the traced layers. Plans are built
-    at first use: prediction and training share the weights.
+    at first use: prediction and training share the weights. `memory` "small": predictions pack
+    weights anew at every run where a kernel wants them packed, instead of keeping copies.
     """
 
     def __init__(
@@ -57,13 +58,17 @@ class Network:
         target: str = "native",
         threads: int | None = None,
         seed: int = 0,
+        memory: str = "fast",
     ) -> None:
         if mode not in ("train", "infer"):
             raise ShapeError(f"mode {mode!r}", expected="'train' or 'infer'")
+        if memory not in ("fast", "small"):
+            raise ShapeError(f"memory {memory!r}", expected="'fast' or 'small'")
         self.module, self.mode = module, mode
         self.shapes = [tuple(int(e) for e in s) for s in shapes]
         self.dtype = dtype_of(dtype)
         self.target, self.threads = target_of(target), threads
+        self.packs = memory == "fast"
         self.graph: Graph = trace(module, self.shapes)
         self.weights = Weights.allocate(self.graph.specs, self.dtype)
         self.step = 0
@@ -134,7 +139,8 @@ class Network:
 
     # -- plans -----------------------------------------------------------------------------------
 
-    def _build(self, program: Program) -> Built:
+    def build(self, program: Program) -> Built:
+        """The machine code of a formula, made once."""
         key = str(program)
         if key not in self._built:
             self._built[key] = build_program(program, self.target, in_place=True)
@@ -150,7 +156,7 @@ class Network:
         """(plan, output regions) of the forward pass."""
         if self._inference is None:
             self._inference = self._timed(
-                lambda: inference_plan(self.graph, self.weights, self._build)
+                lambda: inference_plan(self.graph, self.weights, self.build, self.packs)
             )
         return self._inference
 
@@ -164,7 +170,7 @@ class Network:
         if self._training is not None and _same(self._training[0], setup):
             return self._training[1:]
         plan = self._timed(
-            lambda: training_plan(self.graph, self.weights, self._build, loss, optimizer)
+            lambda: training_plan(self.graph, self.weights, self.build, loss, optimizer)
         )
         self._training = (setup, *plan)
         return plan
@@ -235,7 +241,7 @@ class Network:
         key = repr(loss)
         if key not in self._gradients:
             self._gradients[key] = self._timed(
-                lambda: training_plan(self.graph, self.weights, self._build, loss, None)
+                lambda: training_plan(self.graph, self.weights, self.build, loss, None)
             )[0]
         plan = self._gradients[key]
         self.fill(plan, np.asarray(x), np.asarray(y), seed, 0)
@@ -243,6 +249,29 @@ class Network:
         vector = plan.view("gradient")
         found = {n: np.array(part(vector, p)) for n, p in self.weights.places.items()}
         return float(plan.view("loss")), found
+
+    def pullback(self, **options: Any) -> Pullback:
+        """The network run forward and then back from a cotangent: values of any layer, gradients
+        of any value and of the weights. Options: sources (default the outputs), wrt, keep: names
+        as in `convgen.runtime.pullback.value_number`; training: as a training step computes it;
+        weights: gradients of the parameters too; change: (layer, formula) -> formula that is
+        derived in its place."""
+        return Pullback(self, **options)
+
+    def stepper(self, optimizer: Optimizer) -> Stepper:
+        """Steps of an optimizer with gradients from outside: ``step(gradients)``."""
+        return Stepper(self, optimizer)
+
+    def loss(self, loss: Loss, output: int = 0) -> LossSlope:
+        """(scores, targets) -> (loss, gradient to the scores)."""
+        return LossSlope(self, loss, self.graph.outputs[output].shape)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes that predictions need: weights, prepared (weights packed for the kernels, kept),
+        activations (values that exist at the same time, where they are most) and workspace."""
+        states = sum(a.nbytes for a in self.weights.states.values())
+        usage = self.inference()[0].usage(self.thread_count)
+        return {"weights": self.weights.vector.nbytes + states, **usage}
 
     def fill(self, plan: Plan, x: Array, y: Array, seed: int, step: int) -> None:
         """Put a batch and the step's random seeds where a training plan reads them."""
@@ -287,14 +316,6 @@ class Network:
     def table(self) -> list[dict[str, Any]]:
         """One row a layer, see `convgen.runtime.table.rows_of`."""
         return rows_of(self.graph)
-
-    def __str__(self) -> str:
-        """The table as text."""
-        return table_text(self.table())
-
-    def _repr_html_(self) -> str:
-        """The table for a notebook."""
-        return table_html(self.table())
 
     def __str__(self) -> str:
         """The table as text."""
