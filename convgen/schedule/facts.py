@@ -156,14 +156,14 @@ def _operand(load: Load, nest: Nest, kernel: Kernel, body: bool, written: set[st
     ranges = loop_ranges(nest)
     for index, edge, size in zip(load.index, load.edges, buffer.shape, strict=True):
         place = in_loops(nest, index)
-        names = place.names()
+        names = place.names() & ranges.keys()  # others belong to loops that this nest stands in
         for name in names:
             hidden = name in place.hidden_names()
             steps[name] = 0 if hidden else place.coefficient(name)
             strides[name] = stride_of(buffer, load.index, nest, name)
         if edge is not None and edge.kind != "omit":
             edged |= names
-            known = names <= ranges.keys()  # else it is computed inside another nest's loops
+            known = place.names() <= ranges.keys()
             low, high = place.bounds(ranges) if known else index.bounds(axis_ranges(nest))
             outside = max(0, -low) + max(0, high - size + 1)
             overhangs += [(names, outside)] if outside else []

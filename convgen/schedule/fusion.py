@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from convgen.errors import ScheduleError
 from convgen.ir.layout import size_in_elements
-from convgen.ir.nodes import Index, Kernel, Loop, Nest, Op
+from convgen.ir.nodes import Kernel, Loop, Nest, Op
 from convgen.ir.regions import footprint, loop_ranges
 from convgen.ir.visit import loads, walk
 from convgen.schedule.access import in_loops, loads_of, stride_of, vector_dtype
@@ -31,13 +31,14 @@ from convgen.schedule.directives import (
 )
 from convgen.schedule.directives.base import all_nests
 from convgen.schedule.directives.together import joinable
+from convgen.schedule.streams import is_light, iterations
 from convgen.target import Target
 
-REUSE = 64  # times an element may be read in a nest that is still bound by its bytes
 CHEAP = 10  # operations of a map that is computed again for a second reader
 COSTLY = frozenset("div sqrt exp log tanh sigmoid erf pow uniform".split())
 CHUNKS = 8  # chunks that make it worth running stages chunk by chunk
 FILL = 0.75  # share of the second cache that a chunk may take
+SHORT = 16  # vectors of a chunk below which several are taken together
 VECTORS = 8  # vectors of a map that are written out one after another
 
 
@@ -83,32 +84,26 @@ class Fusion:
             readers = [n for n in self.kernel.nests() if written[0] in _read(n)]
             size = size_in_elements(self.kernel.buffer(written[0]))
             cheap = len(operations) <= CHEAP and not COSTLY & set(operations)
-            reads = sum(_iterations(n) * _count(n, written[0]) for n in readers)
+            reads = sum(iterations(n) * _count(n, written[0]) for n in readers)
             if (cheap and reads <= 4 * size) or reads <= size:
-                if all(self.is_light(n) for n in readers):
+                if all(is_light(n, self.kernel) for n in readers):
                     for reader in readers:
                         self.attempt(inline(written[0], nest=reader.name))
 
     def is_temporary(self, buffer: str) -> bool:
         return self.kernel.buffer(buffer).role == "temporary"
 
-    def is_light(self, nest: Nest) -> bool:
-        """True for a nest that is bound by bytes."""
-        sizes = [size_in_elements(self.kernel.buffer(b)) for b in _read(nest)]
-        sizes += [size_in_elements(self.kernel.buffer(s.buffer)) for s in nest.stores]
-        return _iterations(nest) <= REUSE * max(sizes, default=1)
-
     # -- join ----------------------------------------------------------------------------------
 
     def join_reduces(self) -> None:
         for name in [n.name for n in self.kernel.nests()]:
             nest = self.nest(name)
-            if nest is None or not nest.reduces or not self.is_light(nest):
+            if nest is None or not nest.reduces or not is_light(nest, self.kernel):
                 continue
             found: list[str] = []
             for other in joinable(nest, self.kernel):
                 shared = _read_inside(nest) & _read_inside(other)
-                if not shared or not self.is_light(other):
+                if not shared or not is_light(other, self.kernel):
                     continue
                 try:
                     join(*found, other.name, nest=name).check(self.kernel, self.target)
@@ -123,7 +118,7 @@ class Fusion:
     def gather_stages(self, name: str) -> None:
         """Stages computed inside a map that reads what they store, chunk by chunk."""
         nest = self.nest(name)
-        if nest is None or nest.reduces or nest.guards or not self.is_light(nest):
+        if nest is None or nest.reduces or nest.guards or not is_light(nest, self.kernel):
             return
         written = [s.buffer for n in self.kernel.nests() for s in n.stores]
         wanted = [b for b in _read(nest) if self.is_temporary(b)]
@@ -164,6 +159,7 @@ class Fusion:
         name = nest.name
         if [*outer, *inner] != [o.name for o in nest.loops]:
             self.attempt(reorder(*outer, *inner, nest=name))
+        outer = self.several(name, outer, math.prod(nest.loop(n).extent for n in inner))
         at = outer[0]
         for following in outer[1:]:
             self.attempt(fuse(at, following, nest=name))
@@ -183,6 +179,18 @@ class Fusion:
             self.kernel, self.directives = before
         return bool(count)
 
+    def several(self, name: str, outer: list[str], points: int) -> list[str]:
+        """Short chunks taken a few at a time, so that their chains of operations overlap."""
+        nest = self.nest(name)
+        assert nest is not None
+        lanes = max(1, self.target.lanes(vector_dtype(nest, self.kernel)))
+        last = nest.loop(outer[-1])
+        fits = [s for s in (4, 3, 2) if last.extent % s == 0 and last.extent > s]
+        if points <= SHORT * lanes and fits:
+            if self.attempt(split(last.name, fits[0], nest=name)):
+                return [*outer[:-1], f"{last.name}_out"]
+        return outer
+
     def is_exact(self, name: str, buffer: str, at: str) -> bool:
         """True where the chunks of a stage do not overlap and it is bound by bytes too."""
         trial = compute_at(buffer, at, nest=name)
@@ -195,7 +203,7 @@ class Fusion:
         chunks = consumer.loop(at).extent
         tile = size_in_elements(kernel.buffer(f"{buffer}_tile"))
         whole = chunks * tile <= size_in_elements(self.kernel.buffer(buffer))
-        return whole and all(self.is_light(n) for n in writers)
+        return whole and all(is_light(n, self.kernel) for n in writers)
 
 
 def finish_consumer(nest: Nest, kernel: Kernel, target: Target) -> Iterator[Directive]:
@@ -250,13 +258,3 @@ def _read_inside(nest: Nest) -> set[str]:
 
 def _count(nest: Nest, buffer: str) -> int:
     return sum(o.buffer == buffer for o in loads_of(nest))
-
-
-def _iterations(nest: Nest) -> int:
-    """Points of the output times the longest of the reduces."""
-    outputs = math.prod(o.extent for o in nest.loops if o.reduce is None)
-    reduces = [
-        math.prod(o.extent for o in nest.loops if o.reduce == number)
-        for number in range(len(nest.reduces))
-    ]
-    return outputs * max(reduces, default=1)

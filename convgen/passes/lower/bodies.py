@@ -210,7 +210,9 @@ class BodyLowering:
         return total
 
     def _emit_product(self, body: Body, own: DType) -> Expr:
-        """coefficient * numerators / denominators; powers with negative exponents divide."""
+        """coefficient * numerators / denominators; powers with negative exponents divide. What
+        moves with fewer axes is a quotient of its own, so that loops over the others divide once:
+        (x - mean) * (gamma / sigma)."""
         coefficient, rest = body.as_coeff_Mul()
         above: list[Body] = []
         below: list[Body] = []
@@ -220,7 +222,14 @@ class BodyLowering:
             (below if divides else above).append(1 / factor if divides else factor)
         negative = bool(coefficient.is_negative)
         scale = number(-coefficient if negative else coefficient)
-        product = self._multiply(above, own)
+        fixed = self._with_fewer_axes(above, below) if own.is_float else []
+        quotient = self._multiply([a for a in above if a in fixed], own)
+        product = self._multiply([a for a in above if a not in fixed], own)
+        if quotient is not None and product is not None:
+            divisor = self._multiply([b for b in below if b in fixed], own)
+            assert divisor is not None
+            product = Op("mul", (product, Op("div", (quotient, divisor), own)), own)
+            below = [b for b in below if b not in fixed]
         if product is None or scale != 1:
             weight = Const(number_of(1 if scale is None else scale, own), own)
             product = weight if product is None else Op("mul", (weight, product), own)
@@ -228,6 +237,27 @@ class BodyLowering:
         if divisor is not None:
             product = Op("div", (product, divisor), own)
         return Op("neg", (product,), own) if negative else product
+
+    def _with_fewer_axes(self, above: list[Body], below: list[Body]) -> list[Body]:
+        """Factors that depend on the axes of all denominators at most, where some numerators do
+        and others do not; else none."""
+        inner = frozenset[str]().union(*(self._axes_of(b) for b in below))
+        held = [a for a in above if self._axes_of(a) <= inner]
+        free = [a for a in above if not self._axes_of(a) <= inner]
+        moving = any(inner < self._axes_of(a) for a in free)
+        return [*held, *below] if below and held and moving else []
+
+    def _axes_of(self, body: Body) -> frozenset[str]:
+        """The axes that a body depends on; results of reduces stand for all of the outputs."""
+        found: set[str] = set()
+        for atom in body.atoms(Result, Access, Axis):
+            if isinstance(atom, Result):
+                found |= self.axes.keys()
+            elif isinstance(atom, Access):
+                found |= {name for i in atom.index for name in i.names()}
+            else:
+                found.add(atom.name)
+        return frozenset(found)
 
     def _multiply(self, factors: list[Body], own: DType) -> Expr | None:
         product: Expr | None = None

@@ -1,0 +1,113 @@
+"""The recipe for reductions that are bound by bytes: windows and statistics over arrays whose
+vectors lie in memory as they are needed. Everything is read in the order in which it lies there;
+the window or the first reduce loops are unrolled, the states stay in registers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from convgen.ir.layout import size_in_elements
+from convgen.ir.nodes import Kernel, Nest
+from convgen.schedule.access import in_loops, loads_of, stride_of, vector_dtype
+from convgen.schedule.directives import (
+    Directive,
+    carry,
+    parallel,
+    reorder,
+    split,
+    unroll,
+    vectorize,
+)
+from convgen.target import Target
+
+REUSE = 16  # times an element may be read in a nest that is still bound by its bytes
+VECTORS = 4  # of one tile
+WINDOW = 16  # points of a window that are written out
+ROWS = 4  # points of a long reduce that are
+TASKS = 128  # beyond which no further loop is made parallel
+
+
+def is_light(nest: Nest, kernel: Kernel) -> bool:
+    """True for a nest that reads its operands few times: bytes count, not operations."""
+    sizes = [size_in_elements(kernel.buffer(o.buffer)) for o in loads_of(nest)]
+    sizes += [size_in_elements(kernel.buffer(s.buffer)) for s in nest.stores]
+    return iterations(nest) <= REUSE * max(sizes, default=1)
+
+
+def iterations(nest: Nest) -> int:
+    """Points of the output times the longest of the reduces."""
+    outputs = math.prod(o.extent for o in nest.loops if o.reduce is None)
+    reduces = [
+        math.prod(o.extent for o in nest.loops if o.reduce == number)
+        for number in range(len(nest.reduces))
+    ]
+    return outputs * max(reduces, default=1)
+
+
+def stream(nest: Nest, kernel: Kernel, target: Target) -> list[Directive]:
+    """The directives for such a nest; empty where it is none."""
+    lanes = max(1, target.lanes(vector_dtype(nest, kernel)))
+    vector = _vector_loop(nest, kernel, lanes)
+    if not nest.reduces or not vector or not is_light(nest, kernel):
+        return []
+    leaders = {nest.leader(i) for i in range(len(nest.reduces))}
+    if len(leaders) > 1 or nest.guards or any(r.guards for r in nest.reduces):
+        return []
+    return list(_directives(nest, vector, lanes, target))
+
+
+def _directives(nest: Nest, vector: str, lanes: int, target: Target) -> Iterator[Directive]:
+    name = nest.name
+    outer = [o.name for o in nest.loops if o.reduce is None and o.name != vector]
+    extent = nest.loop(vector).extent
+    states = sum(len(r.combiner.dtypes) for r in nest.reduces)
+    room = (target.vector_registers - 6) // max(1, 2 * states)
+    width = min(max(1, room), VECTORS) * lanes
+    if math.prod(nest.loop(o).extent for o in outer) < 2:
+        width = min(width, max(lanes, extent // (2 * lanes) * lanes))  # for two workers
+    inner, cut = vector, []
+    if extent > width:
+        yield split(vector, width, "exact" if extent % width == 0 else "peel", nest=name)
+        inner, cut = f"{vector}_in", [f"{vector}_out"]
+    reduces = [o for o in nest.loops if o.reduce is not None]
+    wanted = [*outer, *cut, *(o.name for o in reduces), inner]
+    if wanted != [o.name for o in nest.loops]:
+        yield reorder(*wanted, nest=name)
+    yield vectorize(inner, nest=name)
+    if math.prod(o.extent for o in reduces) <= WINDOW:
+        for loop in reversed(reduces):
+            if loop.extent > 1:
+                yield unroll(loop.name, nest=name)
+    elif reduces[-1].extent % ROWS == 0:
+        yield unroll(reduces[-1].name, ROWS, nest=name)
+    yield carry(nest=name)
+    tasks, spread = 1, []
+    for loop in [*outer, *cut]:
+        if tasks >= TASKS:
+            break
+        count = nest.loop(loop).extent if loop in outer else -(-extent // width)
+        if count > 1 or spread:
+            spread.append(loop)
+        tasks *= count
+    if tasks > 1 and spread[0] == [*outer, *cut][0]:
+        yield parallel(*spread, nest=name)
+
+
+def _vector_loop(nest: Nest, kernel: Kernel, lanes: int) -> str:
+    """The output loop along which all that is read and stored is contiguous or fixed."""
+    places = [(o.buffer, o.index) for o in loads_of(nest)]
+    places += [(s.buffer, s.index) for s in nest.stores]
+    for loop in nest.loops:
+        if loop.reduce is not None or loop.extent < lanes:
+            continue
+        steps = [stride_of(kernel.buffer(b), index, nest, loop.name) for b, index in places]
+        stored = steps[len(steps) - len(nest.stores) :]
+        edged = any(
+            edge is not None and loop.name in in_loops(nest, i).names()
+            for o in loads_of(nest)
+            for i, edge in zip(o.index, o.edges, strict=True)
+        )
+        if all(s in (0, 1) for s in steps) and all(s == 1 for s in stored) and not edged:
+            return loop.name
+    return ""
