@@ -486,6 +486,28 @@ def compile_cost(case: str, as_json: bool) -> None:
     )
 
 
+@bench.command(epilog=_example("convgen bench embed --seconds 5"))
+@click.option("--seconds", type=click.FloatRange(0.05), default=2.0, show_default=True)
+@_JSON
+def embed(seconds: float, as_json: bool) -> None:
+    """Measure what it costs to enter a kernel from C, Python and PyTorch."""
+    from convgen.bench.embed import measure_doors
+
+    try:
+        from convgen.interop.torch import function
+    except ImportError:
+        function = None  # no PyTorch: its doors are left out
+    found = measure_doors(seconds, function)
+    if as_json:
+        click.echo(json.dumps([door.as_json() for door in found]))
+        return
+    rows = [
+        (d.name, f"{d.microseconds:.2f}", f"{d.overhead:.2f}" if d.over else "", d.over)
+        for d in found
+    ]
+    _print_table(("door", "µs", "more", "than"), rows)
+
+
 _WIDTHS = (9, 7, 6, 7, 8, 8, 7, 8, 15, 10, 12, 5, 7)
 
 

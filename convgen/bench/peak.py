@@ -11,6 +11,7 @@ import numpy as np
 
 from convgen.affine import Affine
 from convgen.backends import llvm
+from convgen.bench.bandwidth import measure_bandwidth
 from convgen.bench.timing import interleave
 from convgen.ir.nodes import (
     Block,
@@ -68,7 +69,7 @@ def chains_kernel(chains: int, lanes: int, dtype: DType, steps: int = _STEPS) ->
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """Best rate of all loops: GFLOP/s on `threads` cores together."""
+    """Best rate of all loops, GFLOP/s on `threads` cores together, and of copies in memory."""
 
     gflops: float
     chains: int
@@ -77,6 +78,7 @@ class Peak:
     dtype: str
     target: str
     cpu: str
+    gigabytes_per_second: float = 0.0
 
 
 class PeakLoop:
@@ -168,4 +170,5 @@ def measure_peak(
         dtype.name,
         machine.name,
         machine.cpu_model,
+        measure_bandwidth(threads, seconds / 2),
     )

@@ -112,6 +112,10 @@ def hot_loop(asm: str) -> HotLoop | None:
         if not fused:
             continue
         jumps = [m.group(1) for line in lines if (m := _JUMP.match(line))]
+        if label in jumps:  # what follows the jump back is no part of the loop
+            back = [i for i, x in enumerate(lines) if (m := _JUMP.match(x)) and m.group(1) == label]
+            lines = lines[: back[-1] + 1]
+            fused = frozenset(i for i in fused if i < len(lines))
         code = sum(bool(x.strip()) and not x.strip().startswith((".", "#", "//")) for x in lines)
         rank = (label in jumps, len(fused))
         if best is None or rank > best[0]:

@@ -19,6 +19,7 @@ from convgen.inspect.windows import connections, reads_and_reaches, residue_clas
 from convgen.layers.base import Layer, Shape
 from convgen.runtime.kernel import CompiledKernel
 from convgen.runtime.kernel import compile as compile_program
+from convgen.runtime.measure import best_seconds
 from convgen.runtime.module import Module, trace
 from convgen.runtime.table import rows_of
 from convgen.runtime.threads import template
@@ -301,7 +302,9 @@ def _machine(
         schedule.code(kernel.loops, f"{title}: all loops")
         _code(code, kernel, title)
         found = costs_of(kernel.program)
-        spots.append(machine.Spot(title, found.intensity, None))
+        seconds = best_seconds(kernel) if peak is not None else None
+        reached = found.operations / seconds / 1e9 if seconds else None
+        spots.append(machine.Spot(title, found.intensity, reached))
         rows.append(
             (
                 title,

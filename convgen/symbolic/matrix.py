@@ -124,7 +124,7 @@ def matrix(program: Program, wrt: str) -> Matrix:
     X[1] X[2] X[3]
     X[2] X[3]    .
     """
-    tensor = program.tensor(wrt).plain()
+    tensor = program.tensor(wrt).with_role("input")
     output = program.output
     values = elements(program)[output.name]
     columns = {a: j for j, a in enumerate(_accesses(tensor))}

@@ -110,6 +110,12 @@ def test_small_case_keeps_groups():
     assert all((i < 3) == (j < 6) for i, j in proof.matrix.entries)  # block-diagonal
 
 
+def test_parameters_are_tensors_like_others():
+    text = "program p\ntensor X: f32[6]\nparameter W: f32[3]\nY[y] = sum(r: X[y + r] * W[r])"
+    proof = prove_adjoint(parse(text), "W")
+    assert len(proof.matrix.entries) == 12 and proof.holds
+
+
 def test_refusals():
     with pytest.raises(DerivationError, match="not linear in X"):
         matrix(parse("Y[i] = X[i] * X[i]", X=3), "X")
