@@ -41,7 +41,7 @@ class Machine:
 
 
 # Weights that no machine differs in.
-OVERLAP = 0.05  # share of the hidden work that still shows
+OVERLAP = 0.08  # share of the hidden work that still shows
 WORTH_SHARING = 50_000  # cycles below which one worker is enough
 UNROLLED = 160  # statements that the unrolled reduce loops of one tile may have
 MISSED = 15.0  # cycles of a jump that is guessed wrong
@@ -120,7 +120,7 @@ def score(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
             vectors = -(-width // lanes)
             inner = _tile_cycles(facts, candidate, height, vectors, packs, machine)
             once = _store_cycles(facts, candidate, height, width, vectors, machine)
-            total += outer * count * (iterations * inner + once + 12)
+            total += outer * count * (iterations * inner + once + 8)
         total *= _idle(outer * sum(chunks.values()), total)
         total *= 1 + CODE * height * -(-candidate.width // lanes) * weight(facts, candidate, packs)
         if total < cycles:
@@ -165,17 +165,37 @@ def _first_of(facts: Facts, packs: frozenset[str]) -> list[Operand]:
 
 
 def _pack_choices(facts: Facts, candidate: Candidate) -> list[frozenset[str]]:
-    """Nothing; the buffers that are strided along the vector loop; those that meet edges too."""
+    """Nothing; the buffers that are strided along the vector loop; those that meet edges too; those
+    whose lines a tile uses in part too."""
+    partial: set[str] = set()
     strided: set[str] = set()
     edged: set[str] = set()
     for operand in facts.operands:
         stride = operand.strides.get(candidate.vector, 0)
         helps = stride not in (0, 1) and operand.steps[candidate.vector] != stride
         tested = operand.edged & {candidate.vector, *(name for name, _ in candidate.tile)}
-        if operand.body and operand.packable:
+        if not operand.body:
+            continue
+        if operand.packable and (helps or tested):
             strided |= {operand.load.buffer} if helps else set()
             edged |= {operand.load.buffer} if tested else set()
-    return list(dict.fromkeys(map(frozenset, (set[str](), strided, strided | edged))))
+        elif operand.packable and _is_partial(facts, operand, candidate):
+            partial.add(operand.load.buffer)
+    choices = [set[str](), strided, strided | edged, strided | edged | partial]
+    return list(dict.fromkeys(map(frozenset, choices)))
+
+
+def _is_partial(facts: Facts, operand: Operand, candidate: Candidate) -> bool:
+    """True for an operand of which tiles need equal parts of a line each, the lines being many."""
+    if candidate.vector in operand.strides or operand.elements * operand.bytes < facts.l2:
+        return False
+    return any(
+        operand.strides.get(name) == 1
+        and 1 < max(sizes) < facts.outputs[name]
+        and max(sizes) * operand.bytes < LINE
+        and facts.outputs[name] % max(sizes) == 0
+        for name, sizes in candidate.tile
+    )
 
 
 def _pack_cycles(facts: Facts, operand: Operand, candidate: Candidate, machine: Machine) -> float:
@@ -213,6 +233,7 @@ def _tile_cycles(
         times *= 1 + sum(_distance(reach[name], operand.bytes) for name in along)
         shared = 1.0
         if candidate.vector not in operand.strides:
+            streamed += _lines(facts, operand, tile, packed, machine)
             crowd = max((_crowd(reach[n], tile[n], operand.bytes) for n in along), default=0.0)
             if crowd > L1_WAYS - 1:  # lines of one set push one another out of the first cache
                 streamed += LINE * times * min(1.0, crowd / L1_WAYS) / machine.l2
@@ -339,10 +360,33 @@ def _bandwidth(facts: Facts, operand: Operand, candidate: Candidate, machine: Ma
     """Bytes per cycle at which a tile reads its part of the vector operand, from where that stays
     between the tiles that share it."""
     share = candidate.width / max(facts.outputs[candidate.vector], candidate.width)
-    size = operand.elements * operand.bytes * share
+    return _rate(facts, operand.elements * operand.bytes * share, machine)
+
+
+def _rate(facts: Facts, size: float, machine: Machine) -> float:
+    """Bytes per cycle of what is read again and again, by its size."""
     if size <= facts.l1 / 2:
         return 2 * machine.l2
-    return machine.l2 if size <= 0.6 * facts.l2 else machine.l3
+    if size <= 0.6 * facts.l2:
+        return machine.l2
+    return machine.l3 if size <= 0.3 * facts.l3 else machine.memory
+
+
+def _lines(
+    facts: Facts, operand: Operand, tile: dict[str, float], packed: bool, machine: Machine
+) -> float:
+    """Cycles of fetching what an iteration reads of a broadcast operand: whole lines, of which a
+    tile may need a part only, unless a copy holds that part alone."""
+    step = operand.strides.get(facts.order[0], 0)
+    if step == 0:
+        return 0.0
+    far = LINE if step is None else min(LINE, abs(step) * operand.bytes)
+    near = math.prod(tile[n] for n in tile if operand.strides.get(n) == 1)
+    rows = math.prod(tile[n] for n in tile if operand.strides.get(n) not in (None, 0, 1))
+    used = near * operand.bytes
+    fetched = rows * (used if packed and near > 1 else max(used, far))
+    times = math.prod(e for n, e in facts.reduces.items() if n in operand.strides)
+    return fetched / _rate(facts, fetched * times, machine)
 
 
 def _store_cycles(

@@ -276,8 +276,8 @@ class _Recipe:
         starts = [o.name for o in outer if o.segments]
         cut = [*starts, *(o.name for o in outer if o.name not in plain and o.name not in starts)]
         if nest.reduces and not any(o.inner in cut for o in outer):
-            machine = machine_of(self.target)
-            plain, cut = best_order(nest, [*plain, *cut], self.kernel, self.target, machine), []
+            names, machine = [o.name for o in outer], machine_of(self.target)
+            plain, cut = best_order(nest, names, self.kernel, self.target, machine), []
         reduces: list[str] = []
         for number in range(len(nest.reduces)):
             reduces += self.reduce_order(number)
