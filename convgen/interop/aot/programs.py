@@ -12,7 +12,7 @@ from convgen.symbolic.derive import prune, split
 from convgen.symbolic.expr import Size, Tensor
 from convgen.symbolic.program import Program
 from convgen.symbolic.samples import batch_tensors, rebatched, sample_inputs
-from convgen.types import DType
+from convgen.types import DType, f32
 
 
 class ProgramSubject:
@@ -26,7 +26,8 @@ class ProgramSubject:
         program = _bound(program, batch)
         self.program = program
         self.formula = str(program)
-        self.dtype: DType = program.outputs[0].dtype
+        floats = [t.dtype for t in (*program.outputs, *program.inputs) if t.dtype.is_float]
+        self.dtype: DType = floats[0] if floats else f32
         samples = sample_inputs(program)
         marked = None if program.updates else batch_tensors(program, samples)
         self._samples = samples
