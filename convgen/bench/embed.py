@@ -1,0 +1,139 @@
+"""What it costs to enter one kernel through each door, over the kernel itself.
+
+The doors take turns on the same arrays, in one thread: the C function, the Python call with
+``out=`` and without, the torch function, and beside them a plain torch operator that only
+allocates its result, which is the least that torch asks of any operator.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convgen.backends.llvm import LlvmBackend
+from convgen.backends.protocol import Backend
+from convgen.bench.timing import interleave
+from convgen.layers.convolution import Conv2d
+from convgen.runtime import kernel as kernels
+from convgen.runtime.call import zeros_on_line
+from convgen.target import target
+
+Array = NDArray[Any]
+# Small enough that the way in is seen beside it.
+LAYER, SHAPE = Conv2d(8, 8, 3, padding=1), (1, 8, 8, 8)
+
+# A loop of calls in native code, so that the C function is timed without Python.
+_REPEAT = """
+target triple = "{triple}"
+define void @repeat(ptr %function, i64 %count, {parameters}) {{
+entry:
+  br label %head
+head:
+  %i = phi i64 [ 0, %entry ], [ %next, %body ]
+  %more = icmp slt i64 %i, %count
+  br i1 %more, label %body, label %done
+body:
+  call void %function({parameters})
+  %next = add i64 %i, 1
+  br label %head
+done:
+  ret void
+}}
+"""
+_CALLS = 16  # in one native loop
+_PLAIN = "plain torch operator"
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Microseconds of a call through one door: the median, and how much that is over what it is
+    compared with."""
+
+    name: str
+    microseconds: float
+    over: str
+    overhead: float
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure_doors(seconds: float = 2.0, function: Callable[..., Any] | None = None) -> list[Door]:
+    """The doors of a small convolution with a bias: `SHAPE` through `LAYER`. `function` makes a
+    torch function of a program; None: torch's doors are left out."""
+    program = LAYER.program(SHAPE)
+    rng = np.random.default_rng(0)
+    shapes = [tuple(int(e) for e in t.shape) for t in program.inputs]  # type: ignore[arg-type]
+    inputs = [rng.uniform(-1, 1, s).astype(np.float32) for s in shapes]
+    kernel = kernels.compile(program, threads=1)
+    out = kernel(*inputs)
+    work = zeros_on_line(kernel.workspace_bytes)
+    # ctypes converts these once; the loop then calls the kernel as C does.
+    pointers = [ctypes.c_void_p(a.ctypes.data) for a in (*inputs, out, work)]
+    repeat = _repeater(len(pointers), kernel.address)
+    direct = kernel.ctypes
+    calls: dict[str, Callable[[], object]] = {
+        "C call": lambda: repeat(_CALLS, *pointers),
+        "ctypes call": lambda: direct(*pointers),
+        "Python call with out=": lambda: kernel(*inputs, out=out),
+        "Python call": lambda: kernel(*inputs),
+    }
+    torch_calls = (
+        {} if function is None else _torch_calls(function(program, threads=1), inputs, out)
+    )
+    taken = {n: t.median * 1e6 for n, t in interleave({**calls, **torch_calls}, seconds).items()}
+    taken["C call"] /= _CALLS
+    base = taken["C call"]
+    doors = [Door("C call", base, "", 0.0)]
+    doors += [Door(n, taken[n], "C call", taken[n] - base) for n in [*calls][1:]]
+    for name in torch_calls:
+        if name == _PLAIN:
+            doors.append(Door(name, taken[name], "", 0.0))
+        else:
+            rest = taken[name] - taken[_PLAIN] - base
+            doors.append(Door(name, taken[name], "plain torch operator and C call", rest))
+    return doors
+
+
+def _repeater(count: int, address: int) -> Callable[..., None]:
+    parameters = ", ".join(f"ptr %a{i}" for i in range(count))
+    machine = target("native")
+    backend: Backend = LlvmBackend()
+    text = _REPEAT.format(triple=machine.llvm_triple, parameters=parameters)
+    library = backend.load(backend.compile_text(text, machine)[1], machine)
+    kinds = [ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * count]
+    native = ctypes.CFUNCTYPE(None, *kinds)(library.address("repeat"))
+
+    def call(times: int, *pointers: Any) -> None:
+        native(address, times, *pointers)
+
+    call.library = library  # type: ignore[attr-defined]
+    return call
+
+
+def _torch_calls(
+    function: Callable[..., Any], inputs: list[Array], out: Array
+) -> dict[str, Callable[[], object]]:
+    """The torch function without and with gradients, behind an operator that does nothing."""
+    import torch
+
+    shape = out.shape
+
+    def empty(X: torch.Tensor, W: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.empty(shape)
+
+    # Annotations are text in this file; torch reads types.
+    empty.__annotations__ = dict.fromkeys(("X", "W", "b", "return"), torch.Tensor)
+    plain = torch.library.custom_op("convgen_bench::empty", empty, mutates_args=())
+    tensors = [torch.from_numpy(a) for a in inputs]
+    trained = [t.clone().requires_grad_() for t in tensors]
+    return {
+        _PLAIN: lambda: plain(*tensors),
+        "torch call": lambda: function(*tensors),
+        "torch call, gradients wanted": lambda: function(*trained),
+    }
