@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from convgen.errors import DataError
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     """A figure that needs no screen."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -25,14 +25,14 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save_figure(figure: Any, path: Path) -> Path:
     figure.savefig(path, dpi=144, metadata={"Software": "convgen"})
     return path
 
 
 def learning_curve(history: Sequence[Any], path: Path, title: str = "") -> Path:
     """Loss and accuracy over epochs (`Epoch` records), side by side."""
-    figure = _figure(8, 3.2)
+    figure = new_figure(8, 3.2)
     left, right = figure.subplots(1, 2)
     numbers = [e.number + 1 for e in history]
     left.semilogy(numbers, [e.loss for e in history], color="#1f5fa8")
@@ -48,7 +48,7 @@ def learning_curve(history: Sequence[Any], path: Path, title: str = "") -> Path:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(title)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def filters(weights: NDArray[Any], path: Path, title: str = "") -> Path:
@@ -57,7 +57,7 @@ def filters(weights: NDArray[Any], path: Path, title: str = "") -> Path:
     count = weights.shape[0]
     columns = min(count, 8)
     rows = -(-count // columns)
-    figure = _figure(1.3 * columns, 1.3 * rows + 0.5)
+    figure = new_figure(1.3 * columns, 1.3 * rows + 0.5)
     limit = float(np.abs(weights).max()) or 1.0
     for place, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         axes.axis("off")
@@ -69,7 +69,7 @@ def filters(weights: NDArray[Any], path: Path, title: str = "") -> Path:
             axes.imshow(weights[place].mean(axis=0), cmap="RdBu_r", vmin=-limit, vmax=limit)
         axes.set_title(str(place), fontsize=8)
     figure.suptitle(title)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def confusion(labels: NDArray[Any], guesses: NDArray[Any], path: Path, title: str = "") -> Path:
@@ -77,7 +77,7 @@ def confusion(labels: NDArray[Any], guesses: NDArray[Any], path: Path, title: st
     classes = int(max(labels.max(initial=0), guesses.max(initial=0))) + 1
     table = np.zeros((classes, classes), np.int64)
     np.add.at(table, (labels, guesses), 1)
-    figure = _figure(5, 4.6)
+    figure = new_figure(5, 4.6)
     axes = figure.subplots()
     axes.imshow(np.log1p(table), cmap="Blues")
     for true in range(classes):
@@ -91,4 +91,4 @@ def confusion(labels: NDArray[Any], guesses: NDArray[Any], path: Path, title: st
                 )  # fmt: skip
     axes.set(xlabel="network says", ylabel="digit is", xticks=range(classes), yticks=range(classes))
     axes.set_title(title)
-    return _save(figure, path)
+    return save_figure(figure, path)

@@ -124,9 +124,7 @@ class Pullback:
         """Gradients of sum(cotangent * source) by the names in `wrt`, and of all parameters if
         `weights`; for the values of the last run. Raises DataError for other shapes."""
         if len(cotangents) != len(self.sources):
-            raise DataError(
-                "cotangents", expected=f"{len(self.sources)}", got=str(len(cotangents))
-            )
+            raise DataError("cotangents", expected=f"{len(self.sources)}", got=str(len(cotangents)))
         for i, (name, array) in enumerate(zip(self.sources, cotangents, strict=True)):
             data = np.asarray(array)
             if data.shape != self._shapes[name]:
