@@ -76,6 +76,8 @@ class _Context:
         table = [0 if s.array >= 0 else self.base + s.offset for s in slots]
         self.whole = Table([(built, table)])
         self.after = Table([(built, table)], when="run") if built.packed else self.whole
+        self.arguments = self.whole.arguments(0)
+        self.alone = self.whole.alone()
 
 
 class Caller:
@@ -106,12 +108,16 @@ class Caller:
             context = self._free.pop()
         except IndexError:
             context = _Context(self.built, self._slots)
-        table = context.after if packed else context.whole
         if self._pack is not None and not packed:
-            self._pack(table.arguments(0), 0, *addresses)
+            self._pack(context.arguments, 0, *addresses)
+            if threads == 1 or not context.whole.parallel:
+                context.alone()
+            else:
+                context.whole.run(threads)
         else:
+            table = context.after if packed else context.whole
             table.bind(0, self._table(addresses, context.base, packed or context.base))
-        table.run(threads)
+            table.run(threads)
         self._free.append(context)
 
     def prepare(self, addresses: Sequence[int], threads: int | None) -> Array:

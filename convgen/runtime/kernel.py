@@ -222,9 +222,11 @@ class CompiledKernel(Addressed, ShowsProgram):
             for array, (_, _, shape) in zip(made, special.results, strict=True):
                 if array.__class__ is not _ndarray or array.shape != shape:
                     return _SLOW
-        # The shapes of the inputs are those of the key.
+        # The shapes of the inputs are those of the key; new results need no look.
         arrays = [*inputs, *made]
-        for array, (dtype, flags) in zip(arrays, special.wanted, strict=True):
+        for array, (dtype, flags) in zip(
+            inputs if out is None else arrays, special.wanted, strict=False
+        ):
             if (
                 array.__class__ is not _ndarray
                 or array.dtype is not dtype

@@ -11,9 +11,10 @@ import atexit
 import ctypes
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache as once
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Protocol
@@ -282,7 +283,7 @@ class Table:
             row.fn, row.args = r.address, ctypes.addressof(args)
             row.extent, row.grain = r.extent, max(r.grain, 1)
         self.scratch_bytes = max((r.scratch_bytes for r, _ in picked), default=0)
-        self._parallel = any(r.extent > max(r.grain, 1) for r, _ in picked)
+        self.parallel = any(r.extent > max(r.grain, 1) for r, _ in picked)
         self._lock = threading.Lock()
 
     def arguments(self, call: int) -> ctypes.Array[ctypes.c_void_p]:
@@ -298,13 +299,25 @@ class Table:
         for i, address in enumerate(addresses):
             self._args[call][i] = address
 
+    def alone(self) -> Callable[[], object]:
+        """A call that runs all rows in the calling thread, with scratch of its own. Neither locked
+        nor checked: for one caller at a time, who has no time to lose."""
+        scratch = _Memory(self.scratch_bytes)
+        rows = ctypes.c_void_p(self._memory.address)
+        run = partial(
+            _native().alone, rows, ctypes.c_int64(self.count), ctypes.c_void_p(scratch.address)
+        )
+        self._alone = scratch, run  # kept as long as the table
+        return run
+
     def run(self, threads: int | None = None) -> None:
         """Run all rows; `threads` as for `thread_count`."""
-        count = thread_count(threads)
         if self.count == 0:
             return
         with self._lock:
-            if count > 1 and self._parallel:
+            # Asking for the number of threads takes as long as a small kernel.
+            count = thread_count(threads) if self.parallel and threads != 1 else 1
+            if count > 1:
                 pool = _shared.get()
                 if pool.lock.acquire(blocking=False):
                     try:
