@@ -11,6 +11,7 @@ from convgen.backends.llvm import LlvmBackend
 from convgen.interop.aot.bundle import ABI, Bundle
 from convgen.interop.aot.render import render
 from convgen.interop.aot.subject import Port
+from convgen.runtime.verify import stored_certificate
 from convgen.types import DType
 from convgen.version import __version__
 
@@ -53,7 +54,8 @@ def texts(bundle: Bundle, weights: str, described: Mapping[str, str]) -> dict[st
 def manifest(
     bundle: Bundle, weights: str, files: Mapping[str, bytes], described: Mapping[str, str]
 ) -> str:
-    """MANIFEST.json: what a reader, a loader or a packager wants to know."""
+    """MANIFEST.json: what a reader, a loader or a packager wants to know. A kernel's certificate is
+    there when it was made before (`kernel.certificate()`)."""
     subject, ports = bundle.subject, bundle.subject.ports
     facts: dict[str, Any] = {
         "format": 1,
@@ -91,7 +93,12 @@ def manifest(
                 "workspace_bytes": [level.work_bytes, level.scratch_bytes],
                 "saved_bytes": [level.saved.get("train", 0), level.saved.get("train.1", 0)],
                 "kernels": [
-                    {"name": k.name, "schedule": k.schedule, "notes": list(k.notes)}
+                    {
+                        "name": k.name,
+                        "schedule": k.schedule,
+                        "notes": list(k.notes),
+                        "certificate": stored_certificate(k.key) if k.key else None,
+                    }
                     for k in level.kernels
                 ],
             }
