@@ -77,7 +77,7 @@ def demo(as_json: bool, **options: Any) -> None:
 @click.option("--wrt", multiple=True, help="Gradients to show (default: all). Repeatable.")
 @click.option(
     "--form",
-    type=click.Choice(["text", "unicode", "latex", "numpy", "torch"]),
+    type=click.Choice(["text", "unicode", "latex", "mathml", "numpy", "torch"]),
     default="text",
     show_default=True,
 )

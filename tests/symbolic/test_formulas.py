@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -163,6 +165,20 @@ def test_latex_is_well_formed(name):
 def test_malformed_latex_is_noticed(wrong):
     with pytest.raises((AssertionError, IndexError)):
         check_latex(wrong)
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no TeX engine here")
+def test_a_tex_engine_takes_it(tmp_path):
+    head = (
+        r"\documentclass{article}\usepackage[a1paper]{geometry}\usepackage{amsmath}\begin{document}"
+    )
+    body = "\n".join(rf"\[{CASES[name]().latex()}\]" for name in CASES)
+    (tmp_path / "all.tex").write_text(head + body + r"\end{document}")
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-1500:]
 
 
 class Tree(HTMLParser):
