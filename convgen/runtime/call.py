@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -78,6 +78,30 @@ class _Context:
         self.after = Table([(built, table)], when="run") if built.packed else self.whole
         self.arguments = self.whole.arguments(0)
         self.alone = self.whole.alone()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Inputs packed ahead by `CompiledKernel.prepare`; stands for them in calls of that kernel.
+
+    It keeps its own copy: later changes of the arrays it was made from do not matter.
+    """
+
+    kernel: object
+    arrays: Mapping[str, Array]
+    built: Built | None
+    workspace: Array | None
+
+    @property
+    def address(self) -> int:
+        return 0 if self.workspace is None else self.workspace.ctypes.data
+
+    def serves(self, built: Built) -> bool:
+        """True when it holds what that kernel's prepare phases make."""
+        return self.built is built and self.workspace is not None
+
+    def __repr__(self) -> str:
+        return f"Prepared({', '.join(self.arrays)})"
 
 
 class Caller:

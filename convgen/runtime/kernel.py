@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, cast
 
 import numpy as np
@@ -21,7 +22,7 @@ from convgen.runtime.arrays import (
     shape_text,
 )
 from convgen.runtime.build import Built, build_program
-from convgen.runtime.call import Caller, addresses_of
+from convgen.runtime.call import Caller, Prepared, addresses_of
 from convgen.runtime.native import Addressed
 from convgen.runtime.report import PhaseRow, Report
 from convgen.runtime.shown import ShowsProgram
@@ -63,40 +64,17 @@ def compile(
     >>> kernel(np.ones((2, 3), np.float32), np.array([1, 2, 3], np.float32))
     array([6., 6.], dtype=float32)
     """
-    if not 0 < accuracy < float("inf"):
+    if not isinstance(accuracy, (int, float)) or not 0 < accuracy < float("inf"):
         raise DataError(f"accuracy={accuracy!r}", expected="a number above 0", got=repr(accuracy))
     thread_count(threads)
     return CompiledKernel(program, schedule, target_of(target), threads, accuracy)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Inputs packed ahead by `CompiledKernel.prepare`; stands for them in calls of that kernel.
-
-    It keeps its own copy: later changes of the arrays it was made from do not matter.
-    """
-
-    kernel: CompiledKernel
-    arrays: Mapping[str, Array]
-    built: Built | None
-    workspace: Array | None
-
-    @property
-    def address(self) -> int:
-        return 0 if self.workspace is None else self.workspace.ctypes.data
-
-    def serves(self, built: Built) -> bool:
-        """True when it holds what that kernel's prepare phases make."""
-        return self.built is built and self.workspace is not None
-
-    def __repr__(self) -> str:
-        return f"Prepared({', '.join(self.arrays)})"
 
 
 # What numpy says in one number: C-contiguous and aligned; and writeable.
 _READ = 0x101
 _WRITE = 0x501
 _ndarray = np.ndarray
+_shape = attrgetter("shape")
 _SLOW = object()  # a call that needs a closer look
 
 
@@ -169,7 +147,10 @@ class CompiledKernel(Addressed, ShowsProgram):
         self._copies: dict[tuple[str, str], int] = {}
         self._calls = self._packed = self._ahead = 0
         self._last: _Special | None = None
-        self._by_shapes: dict[tuple[tuple[int, ...], ...], _Special] = {}
+        # By the shapes of the inputs; and by those of inputs and results.
+        self._by_inputs: dict[tuple[tuple[int, ...], ...], _Special] = {}
+        self._by_arrays: dict[tuple[tuple[int, ...], ...], _Special] = {}
+        self._arity = len(program.inputs)
         if not program.sizes():
             self._special({})
 
@@ -193,7 +174,9 @@ class CompiledKernel(Addressed, ShowsProgram):
         written = [*results.items(), *((n, arrays[n]) for n in arrays if n in self._updated)]
         read = [(n, a) for n, a in arrays.items() if n not in self._updated]
         check_apart(written, read, self._where)
-        self._by_shapes[tuple([t.shape for t in arrays.values()])] = special
+        shapes = tuple(map(_shape, arrays.values()))
+        self._by_inputs[shapes] = special
+        self._by_arrays[shapes + tuple(map(_shape, results.values()))] = special
         ahead = next((p for p in prepared if p.serves(special.built)), None)
         self._run(special, addresses_of([*arrays.values(), *results.values()]), ahead)
         if out is None:
@@ -205,59 +188,55 @@ class CompiledKernel(Addressed, ShowsProgram):
         """The call when all is as it should be: every array an ndarray that needs no copy, of
         shapes that were called before; else _SLOW. Saves most of a small call's time."""
         ahead: Prepared | None = None
-        try:
-            special = self._by_shapes.get(tuple([a.shape for a in inputs]))
-        except (AttributeError, TypeError):
-            inputs, ahead = self._exchange(inputs)
-            special = self._last if ahead is not None else None
-        if special is None:
-            return _SLOW
-        made: Sequence[Any]
         if out is None:
-            made = [np.empty(shape, dtype) for _, dtype, shape in special.results]
+            known, given = self._by_inputs, inputs
         else:
-            made = out if isinstance(out, (tuple, list)) else (out,)
-            if len(made) != len(special.results):
-                return _SLOW
-            for array, (_, _, shape) in zip(made, special.results, strict=True):
-                if array.__class__ is not _ndarray or array.shape != shape:
-                    return _SLOW
-        # The shapes of the inputs are those of the key; new results need no look.
-        arrays = [*inputs, *made]
-        for array, (dtype, flags) in zip(
-            inputs if out is None else arrays, special.wanted, strict=False
-        ):
+            known = self._by_arrays
+            given = (*inputs, out) if out.__class__ is _ndarray else (*inputs, *_several(out))
+        try:
+            special = known.get(tuple(map(_shape, given)))
+        except (AttributeError, TypeError):
+            given, ahead = self._exchange(given)
+            special = None if ahead is None else known.get(tuple(map(_shape, given)))
+        if special is None or len(inputs) != self._arity:
+            return _SLOW
+        for array, (dtype, flags) in zip(given, special.wanted, strict=False):
             if (
                 array.__class__ is not _ndarray
                 or array.dtype is not dtype
                 or array.flags.num & flags != flags
             ):
                 return _SLOW
-        found = addresses_of(arrays)
+        if out is None:
+            made = [np.empty(shape, dtype) for _, dtype, shape in special.results]
+            found = addresses_of([*given, *made])
+        else:
+            made = ()
+            found = addresses_of(given)
         if out is not None or self._updated:
             for i, size, j, other in special.apart:
                 if found[i] < found[j] + other and found[j] < found[i] + size:
                     return _SLOW
+        if ahead is not None and not ahead.serves(special.built):
+            return _SLOW
         self._run(special, found, ahead)
         if out is None:
             return made[0] if len(made) == 1 else tuple(made) or None
-        return _as_given(out)
+        return out if out.__class__ is _ndarray else _as_given(out)
 
-    def _exchange(self, inputs: Sequence[Any]) -> tuple[Sequence[Any], Prepared | None]:
-        """(inputs with the arrays of the one prepared handle among them in its places, the handle);
-        no handle where the call needs a closer look."""
-        handles = [i for i in inputs if isinstance(i, Prepared)]
-        special = self._last
-        if not handles or special is None or len(inputs) != len(self.program.inputs):
-            return inputs, None
+    def _exchange(self, given: Sequence[Any]) -> tuple[Sequence[Any], Prepared | None]:
+        """(arrays with those of the one prepared handle among them in its places, the handle); no
+        handle where the call needs a closer look."""
+        handles = [i for i in given if isinstance(i, Prepared)]
+        if not handles or any(h is not handles[0] for h in handles):
+            return given, None
         handle = handles[0]
-        if not handle.serves(special.built) or any(h is not handle for h in handles):
-            return inputs, None
-        order = self.program.inputs
-        return [
-            handle.arrays.get(t.name) if i is handle else i
-            for t, i in zip(order, inputs, strict=True)
-        ], handle
+        names = [t.name for t in self.program.inputs] + [""] * len(given)
+        arrays = [
+            handle.arrays.get(name) if i is handle else i
+            for name, i in zip(names, given, strict=False)
+        ]
+        return arrays, handle if all(hasattr(a, "shape") for a in arrays) else None
 
     def prepare(self, **inputs: Any) -> Prepared:
         """Pack inputs that change rarely: ``packed = kernel.prepare(W=w); kernel(x, packed, b)``.
@@ -491,9 +470,11 @@ class CompiledKernel(Addressed, ShowsProgram):
         special.caller.run(addresses, self.threads, 0 if ahead is None else ahead.address)
 
 
+def _several(out: Any) -> Sequence[Any]:
+    return cast("Sequence[Any]", out) if isinstance(out, (tuple, list)) else (out,)
+
+
 def _as_given(out: Any) -> Any:
     """What a call with out= returns: the caller's own objects."""
-    if not isinstance(out, (tuple, list)):
-        return out
-    made = tuple(cast("Sequence[Any]", out))
+    made = tuple(_several(out))
     return made[0] if len(made) == 1 else made or None

@@ -248,3 +248,25 @@ def test_address_needs_bound_sizes():
     other = cg.compile(cg.parse("Y[n] = 2*X[n]", X=4), target="aarch64")
     with pytest.raises(cg.TargetError, match="another machine"):
         _ = other.address
+
+
+def test_prepared_calls_are_checked_like_others():
+    program = cg.parse("Y[n, k] = sum(c: X[n, c] * W[k, c])", X=(8, 64), W=(64, 64))
+    kernel = cg.compile(program, threads=1)
+    rng = np.random.default_rng(1)
+    x, w = rng.random((8, 64), np.float32), rng.random((64, 64), np.float32)
+    packed = kernel.prepare(W=w)
+    out = np.empty((8, 64), np.float32)
+    for _ in range(2):
+        kernel(x, packed, out=out)
+        for bad in (x[:4], x[:, :32], x.astype(np.float64)):
+            with pytest.raises(cg.DataError, match="X has the wrong"):
+                kernel(bad, packed, out=out)
+        with pytest.raises(cg.DataError, match="W.*does not stand for|does not stand for X"):
+            kernel(packed, x, out=out)
+        with pytest.raises(cg.DataError, match="overlaps"):
+            kernel(x, packed, out=x)
+    with pytest.raises(cg.DataError, match="wrong number of arrays"):
+        kernel(x, w, out=(out, out))
+    with pytest.raises(cg.DataError, match="missing"):
+        kernel(x, out=(w, out))
