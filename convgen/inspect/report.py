@@ -30,7 +30,7 @@ from convgen.symbolic.rewrite import closed_form_steps
 
 MOST_LINES = 16  # definitions of one step that are shown
 MOST_LLVM = 24_000  # characters of LLVM IR that are shown: the function with the hot loop
-MOST_CELLS = 700  # entries of a matrix that is shown
+MOST_CELLS = 2600  # entries of a matrix that is shown
 MOST_LAYERS = 12  # layers of a network that get machine code
 
 

@@ -11,6 +11,7 @@ from convgen.affine import Affine
 from convgen.inspect.drawing import CLASSES, Drawing
 from convgen.symbolic.expr import Access, Definition, Domain, Size
 from convgen.symbolic.matrix import small_case
+from convgen.symbolic.printer.order import Order
 from convgen.symbolic.program import Program
 
 CELL, LARGEST = 24, 13
@@ -291,8 +292,9 @@ def residue_classes(adjoint: Program) -> Drawing | None:
     for number, piece in enumerate(pieces):
         y = 30 + 19 * number
         drawing.rectangle(left, y, 12, 12, f"c{number % CLASSES}", None, opacity=0.85, radius=2)
-        place = ", ".join(str(i) for i in piece.outs[0].index)
-        drawing.words(left + 18, y + 10, f"[{place}]  {_taps(piece)}", 11, mono=True)
+        order = Order(adjoint, piece)
+        place = ", ".join(order.affine(i) for i in piece.outs[0].index)
+        drawing.words(left + 18, y + 10, f"[{place}]  {_taps(piece, dims)}", 11, mono=True)
     return drawing
 
 
@@ -311,15 +313,16 @@ def _owners(
     return found
 
 
-def _taps(piece: Definition) -> str:
-    """How many products per channel a piece adds up."""
+def _taps(piece: Definition, dims: Sequence[int]) -> str:
+    """How many products per channel a piece adds up: the summed axes that share an index with the
+    element's place."""
     if not piece.reduces:
         reads = piece.reads()
         return "1 tap" if reads else "no tap: zero"
-    bare = {i.single for a in piece.reads() for i in a.index}
-    mixed = {n for a in piece.reads() for i in a.index if len(i.terms) > 1 for n in i.names()}
+    place = {n for d in dims for n in piece.outs[0].index[d].names()}
+    mixed = {n for a in piece.reads() for i in a.index if i.names() & place for n in i.names()}
     count = 1
     for r in piece.reduces[0].domain.ranges:
-        if r.axis in mixed and (r.axis in bare or r.axis in mixed) and isinstance(r.hi, int):
+        if r.axis in mixed and isinstance(r.hi, int):
             count *= r.hi - r.lo
     return f"{count} tap{'' if count == 1 else 's'}"

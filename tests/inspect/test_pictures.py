@@ -66,6 +66,17 @@ def test_residue_classes_have_colours():
     assert residue_classes(adjoint(layer(), "W")) is None
 
 
+def test_taps_are_counted_without_channels():
+    text = (
+        "Y[n, g*3 + k, y] = sum(c < 2, r: X[n, g*2 + c, 2*y + r - 1] * W[g*3 + k, c, r])"
+        " for g < 2, k < 3, y < 4"
+    )
+    found = residue_classes(adjoint(parse(text, X=(1, 4, 8), W=(6, 2, 3)), "X"))
+    assert found is not None
+    said = [w for w in words(found) if "tap" in w]
+    assert said == ["[n, 2*g + c, 2*u]  1 tap", "[n, 2*g + c, 2*u + 1]  2 taps"]
+
+
 def test_what_does_not_move_has_no_picture():
     assert reads_and_reaches(parse("Y[i] = X[i] + 1", X=3)) is None
 
