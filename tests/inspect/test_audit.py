@@ -18,7 +18,7 @@ from convgen.symbolic.mistakes import mistakes_of
 from convgen.symbolic.resize import Family
 
 # A convolution with everything in it, by loops over output positions: the way people write it.
-STRIDE, DIL, PAD, GROUPS = 2, 3, 2, 2
+STRIDE, DIL, PAD, GROUPS = 2, 3, 2, 2  # taps 3 x 3
 LAYER = cg.nn.Conv2d(8, 16, 3, stride=STRIDE, dilation=DIL, padding=PAD, groups=GROUPS)
 CONV = LAYER.program((4, 8, 28, 30))
 
@@ -71,7 +71,7 @@ CONVOLUTION = {
     "not summed": ("b", lambda x, w, b, dy: dy.sum((2, 3))),
     "mean for sum": ("b", lambda x, w, b, dy: dy.sum((2, 3)).mean(0)),
     "one row only": ("b", lambda x, w, b, dy: dy[0].sum((1, 2))),
-    "border missing": ("X", lambda *a: np.pad(grad_x(*a)[:, :, :-1], [(0, 0)] * 2 + [(0, 1), (0, 0)])),
+    "border missing": ("X", lambda *a: np.pad(grad_x(*a)[:, :, 1:], [(0, 0)] * 2 + [(1, 0), (0, 0)])),
     "roles swapped": ("W", lambda *a: grad_w(*a).swapaxes(0, 1)),
     "result flipped": ("W", lambda *a: grad_w(*a)[:, ::-1]),
     "nothing": ("W", lambda *a: 0 * grad_w(*a)),
@@ -86,7 +86,7 @@ def test_mistakes_in_a_convolution_are_told_apart(name):
     assert not found.passed and found.fault == name, str(found)
     if found.counterexample is not None:
         numbers = json.dumps(found.counterexample.arguments)
-        assert len(numbers) < 400, numbers
+        assert len(numbers) < 600, numbers
 
 
 def test_the_smallest_counterexample_is_small():
@@ -100,13 +100,8 @@ def test_the_smallest_counterexample_is_small():
 
 def test_the_text_says_what_is_missing():
     found = audit(CONVOLUTION["stride missing"][1], CONV, "W")
-    assert (
-        "the stride is missing: X[n, 4*g + c, y + 3*r - 2, x + 3*s - 2]"
-        in found.message.replace("5*g", "4*g")
-        .replace("6*g", "4*g")
-        .replace("3*g", "4*g")
-        .replace("7*g", "4*g")
-    )
+    wanted = "the stride is missing: X[n, 4*g + c, y + 3*r - 2, x + 3*s - 2] instead of"
+    assert found.message.startswith(wanted), found.message
     assert "WRONG" in str(found) and "smallest counterexample" in str(found)
     assert json.loads(json.dumps(found.as_json()))["faults"][0]["name"] == "stride missing"
 
@@ -254,13 +249,25 @@ LINEAR = cg.parse("Y[n, k] = sum(c: X[n, c] * W[k, c])", X=(32, 64), W=(10, 64))
         (lambda x, w, dy: (dy, w), "kind", "a tuple of 2"),
         (lambda x, w, dy: dy @ w > 0, "dtype", "dtype bool"),
         (lambda x, w, dy: dy, "shape", "shape [2, 3]; expected [2, 4]"),
-        (lambda x, w, dy: dy @ w.T, "raised", "ValueError"),
+        (lambda x, w, dy: dy @ w.T, "roles swapped", "ValueError"),
+        (lambda x, w, dy: dy @ x, "raised", "given X[2, 4], W[3, 4], dY[2, 3]"),
         (lambda x, w: x, "raised", "TypeError"),
         (lambda x, w, dy: np.multiply(x, 2, out=x), "argument", "changes its argument X"),
         (lambda x, w, dy: (dy @ w)[None], "shape", "only the shape is not"),
         (lambda x, w, dy: (dy @ w).T, "roles swapped", "have changed places"),
     ],
-    ids=["nothing", "tuple", "bool", "shape", "raises", "arguments", "in place", "extra", "turned"],
+    ids=[
+        "nothing",
+        "tuple",
+        "bool",
+        "shape",
+        "roles",
+        "raises",
+        "arguments",
+        "in place",
+        "extra",
+        "turned",
+    ],
 )
 def test_what_is_no_gradient_is_said_clearly(function, kind, words):
     found = audit(function, LINEAR, "X")
@@ -268,11 +275,9 @@ def test_what_is_no_gradient_is_said_clearly(function, kind, words):
 
 
 def test_a_function_for_equal_channels_only():
-    """Roles confused: it raises where the extents differ, and is wrong where they are equal."""
-    found = audit(lambda x, w, dy: dy @ w.T, LINEAR, "X")
-    assert "ValueError" in found.message and "[2, 4]" in found.message
+    """What is wrong only where extents happen to be equal is right for this program."""
     square = audit(lambda x, w, dy: dy @ w.T if w.shape[0] == w.shape[1] else dy @ w, LINEAR, "X")
-    assert square.passed  # it is right for the extents of the program
+    assert square.passed
 
 
 def test_nan_is_wrong():

@@ -24,6 +24,8 @@ _ALL_TAPS = 1 << 30
 _MOST = 2_000_000  # points of all sums that one evaluation may have
 TOLERANCE = 1e-9  # of float64, relative to the largest element
 
+_WORDS = {"distinct": "all values distinct", "ties": "many values equal, some 0"}
+
 Values = np.ndarray[Any, Any]
 
 
@@ -39,9 +41,14 @@ class Case:
     cotangents: Mapping[str, Array]
 
     @cached_property
+    def gradient(self) -> Program:
+        """The derived gradient program."""
+        return grad(self.program, [self.wrt])
+
+    @cached_property
     def expected(self) -> Values:
         """The derived gradient, exact where the program is rational, rounded to float64."""
-        return gradient_values(self.program, self)
+        return values_of(self.gradient, self, self.cotangents)
 
     @cached_property
     def arguments(self) -> list[Values]:
@@ -58,18 +65,13 @@ class Case:
 
     def at(self) -> str:
         """The sizes, for a report."""
-        return f"{sizes_text(self.program)} ({self.kind} values)"
+        return f"{sizes_text(self.program)} ({_WORDS[self.kind]})"
 
 
 def as_numpy(array: Array, tensor: Tensor) -> Values:
     """The numbers in NumPy's kind of the tensor's dtype, floats in float64."""
     dtype = "float64" if tensor.dtype.is_float else tensor.dtype.numpy_name
     return np.array([float(v) for v in array.data]).astype(dtype).reshape(array.shape)
-
-
-def gradient_values(program: Program, case: Case) -> Values:
-    """The gradient of a program (the case's, or a changed one) on the case's numbers."""
-    return values_of(grad(program, [case.wrt]), case, case.cotangents)
 
 
 def values_of(gradient: Program, case: Case, cotangents: Mapping[str, Array]) -> Values:

@@ -77,14 +77,12 @@ class Shrinker:
             dtype = case.program.tensor(name).dtype
             if not dtype.is_float:
                 continue
-            for number in (0, 1):
-                count = len(case.inputs[name].data)
-                tried = self._with(case, name, [number] * count)
-                if self.wrong(tried):
-                    case = tried
-                    break
+            count = len(case.inputs[name].data)
+            zeros, ones = (self._with(case, name, [number] * count) for number in (0, 1))
+            if self.wrong(zeros):
+                case = zeros
             else:
-                case = self._entries(case, name)
+                case = self._entries(ones if self.wrong(ones) else case, name)
         return case
 
     def _one_cotangent(self, case: Case) -> Case:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from convgen.affine import Affine, FloorDiv
-from convgen.symbolic.boundary import ZERO, boundary_of
+from convgen.symbolic.boundary import ZERO, Boundary, boundary_of
 from convgen.symbolic.expr import Access
 from convgen.symbolic.indexmath import mixed_radix
 from convgen.symbolic.mistakes.mistake import Change, Mistake, Place, change_accesses, with_dim
@@ -266,7 +266,7 @@ def _boundaries(program: Program) -> Iterator[Mistake]:
     for mode in ("zero", "replicate", "reflect", "circular"):
         kind = ZERO if mode == "zero" else boundary_of(mode)
 
-        def change(access: Access, place: Place, kind=kind) -> Access | None:
+        def change(access: Access, place: Place, kind: Boundary = kind) -> Access | None:
             kinds = tuple(kind if b.folds or b.value is not None else b for b in access.boundary)
             return Access(access.tensor, access.index, kinds) if kinds != access.boundary else None
 

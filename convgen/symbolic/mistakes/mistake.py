@@ -54,7 +54,7 @@ def change_accesses(program: Program, change: Change) -> tuple[Program, str] | N
 
     def body(value: Expr, place: Place) -> Any:
         found: dict[Any, Any] = {}
-        for access in value.atoms(Access):
+        for access in sorted(value.atoms(Access), key=str):
             assert isinstance(access, Access)
             new = change(access, place)
             if new is not None and new != access:

@@ -143,7 +143,7 @@ def _all_ties(program: Program, share: bool) -> Program | None:
             if share:
                 sums.append(Reduce(reduce.domain, SUM, count + 0 * reduce.body))
                 total = Result(0) / Result(1)
-            value = piece.values[0].xreplace({Result(0, item): total})
+            value: Any = piece.values[0].xreplace({Result(0, item): total})
             second.append(Definition(piece.outs, piece.domain, tuple(sums), (value,)))
         stages += [Stage((best,), tuple(first)), Stage(stage.tensors, tuple(second))]
     return replace(program, stages=tuple(stages), origin=None) if touched else None
