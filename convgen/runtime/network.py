@@ -22,7 +22,7 @@ from convgen.runtime.module import Graph, Module, trace
 from convgen.runtime.plan import Plan, Weights, inference_plan, part, training_plan
 from convgen.runtime.progress import Epoch
 from convgen.runtime.pullback import LossSlope, Pullback, Stepper
-from convgen.runtime.shown import table_html, table_text
+from convgen.runtime.shown import ShowsNetwork
 from convgen.runtime.table import rows_of
 from convgen.runtime.threads import thread_count
 from convgen.symbolic.program import Program
@@ -40,7 +40,7 @@ class Setup:
     optimizer: Optimizer
 
 
-class Network:
+class Network(ShowsNetwork):
     """A module compiled for one input shape. Made by `convgen.compile(module, input=...)`.
 
     `weights` holds parameters and running statistics; `graph` the traced layers. Plans are built
@@ -316,14 +316,6 @@ class Network:
     def table(self) -> list[dict[str, Any]]:
         """One row a layer, see `convgen.runtime.table.rows_of`."""
         return rows_of(self.graph)
-
-    def __str__(self) -> str:
-        """The table as text."""
-        return table_text(self.table())
-
-    def _repr_html_(self) -> str:
-        """The table for a notebook."""
-        return table_html(self.table())
 
 
 def _same(a: Setup, b: Setup) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING, Any
 
+from convgen.runtime.table import rows_of
 from convgen.symbolic.program import Program
 
 if TYPE_CHECKING:
+    from convgen.runtime.module import Graph
     from convgen.runtime.report import Report
 
 
@@ -35,6 +37,44 @@ class ShowsProgram:
         """The formula, and the report below it."""
         facts = html.escape(str(self.report())) if not self.program.sizes() else "sizes are open"
         return f"{self.program._repr_html_()}<pre>{facts}</pre>"  # pyright: ignore[reportPrivateUsage]
+
+
+class ShowsNetwork:
+    """What carries a graph of layers: its table, and the formula of every layer."""
+
+    graph: Graph
+
+    def formulas(self) -> dict[str, Program]:
+        """The formula of each layer that computes something, by its name."""
+        found: dict[str, Program] = {}
+        for node in self.graph.nodes:
+            if not node.layer.is_view:
+                shapes = [self.graph.values[i].shape for i in node.inputs]
+                found.setdefault(node.path, node.layer.program(*shapes))
+        return found
+
+    def unicode(self) -> str:
+        """Every layer's formula in Unicode, below its name."""
+        return "\n".join(f"{name}:\n{p.unicode()}" for name, p in self.formulas().items())
+
+    def latex(self) -> str:
+        """Every layer's formula in LaTeX, after its name."""
+        rows = [
+            rf"\text{{{name.replace('_', chr(92) + '_')}}} & {p.latex()}"
+            for name, p in self.formulas().items()
+        ]
+        return "\\begin{array}{rl}\n" + " \\\\\n".join(rows) + "\n\\end{array}"
+
+    def _repr_latex_(self) -> str:
+        return f"$$\n{self.latex()}\n$$"
+
+    def _repr_html_(self) -> str:
+        """The table."""
+        return table_html(rows_of(self.graph))
+
+    def __str__(self) -> str:
+        """The table as text."""
+        return table_text(rows_of(self.graph))
 
 
 HEAD = ("name", "layer", "output", "parameters", "multiply-adds")

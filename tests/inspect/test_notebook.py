@@ -38,3 +38,10 @@ def test_networks_show_their_table():
     net = cg.compile(cg.nn.Sequential(cg.nn.Linear(4, 8), cg.nn.ReLU()), input=(2, 4))
     assert "Linear(4, 8)" in str(net) and "total" in str(net)
     assert net._repr_html_().count("<tr>") == 4
+
+
+def test_networks_show_every_formula():
+    net = cg.compile(cg.nn.Sequential(cg.nn.Linear(4, 8), cg.nn.ReLU()), input=(2, 4))
+    assert list(net.formulas()) == ["0", "1"]
+    assert "relu(" in net.unicode() and net.latex().count(r"\begin{aligned}") == 2
+    assert net._repr_latex_().startswith("$$")
