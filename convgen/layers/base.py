@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import inspect
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -140,12 +141,14 @@ def per_dimension(value: int | Sequence[int], rank: int, what: str) -> tuple[int
     >>> per_dimension(2, 3, "stride"), per_dimension((1, 2), 2, "stride")
     ((2, 2, 2), (1, 2))
     """
-    several = isinstance(value, (tuple, list))
-    items: tuple[int, ...] = tuple(value) if several else (value,) * rank  # type: ignore[arg-type]
-    whole = all(isinstance(i, int) and not isinstance(i, bool) for i in items)  # pyright: ignore
-    if len(items) != rank or not whole:
+    items: Sequence[int] = value if isinstance(value, (tuple, list)) else (value,) * rank  # type: ignore[assignment]
+    try:
+        whole = tuple(operator.index(i) for i in items if not isinstance(i, bool))
+    except TypeError:
+        whole = ()
+    if len(items) != rank or len(whole) != rank:
         raise ShapeError(f"{what}={value!r}", expected=f"an integer or {rank} integers")
-    return items
+    return whole
 
 
 def expect_rank(layer: Layer, shape: Shape, rank: int, meaning: str) -> None:

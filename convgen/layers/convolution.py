@@ -94,7 +94,8 @@ def convolution_program(
 
 def check_groups(in_channels: int, out_channels: int, groups: int) -> None:
     """Refuse channels that are not positive or that the groups do not divide."""
-    least = min(in_channels, out_channels, groups)
+    what = "(in_channels, out_channels, groups)"
+    least = min(per_dimension((in_channels, out_channels, groups), 3, what))
     if least < 1 or in_channels % groups or out_channels % groups:
         raise ShapeError(
             f"groups={groups} does not divide the channels",

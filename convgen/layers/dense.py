@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from convgen.errors import ShapeError
-from convgen.layers.base import Layer, ParameterSpec, Shape, kaiming_uniform
+from convgen.layers.base import (
+    Layer,
+    ParameterSpec,
+    Shape,
+    kaiming_uniform,
+    per_dimension,
+    positive,
+)
 from convgen.symbolic import dsl
 from convgen.symbolic.program import Program
 from convgen.types import DType, f32
@@ -24,7 +31,9 @@ class Linear(Layer):
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
-        self.in_features, self.out_features, self.bias = in_features, out_features, bias
+        features = per_dimension((in_features, out_features), 2, "(in_features, out_features)")
+        positive(features, "(in_features, out_features)")
+        (self.in_features, self.out_features), self.bias = features, bias
 
     def parameters(self, *shapes: Shape) -> tuple[ParameterSpec, ...]:
         start = kaiming_uniform(self.in_features)

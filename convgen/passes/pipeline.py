@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from convgen import knobs
-from convgen.errors import InternalError
+from convgen.errors import InternalError, ScheduleError
 from convgen.ir.interpret import difference, work
 from convgen.ir.interpret.compare import WORK_LIMIT
 from convgen.ir.nodes import Form, Kernel, Layout
@@ -82,7 +82,11 @@ def build_stages(
 def _schedule_of(schedule: Schedule | str | None, nest: Kernel, target: Target) -> Schedule:
     if schedule is None:
         return default_schedule(nest, target)
-    return parse_schedule(schedule) if isinstance(schedule, str) else schedule
+    if isinstance(schedule, str):
+        return parse_schedule(schedule)
+    if not isinstance(schedule, Schedule):
+        raise ScheduleError("schedule=", expected="a Schedule or its text", got=repr(schedule))
+    return schedule
 
 
 @dataclass

@@ -48,8 +48,13 @@ def compile(
         )
     if not isinstance(subject, (Layer, Module)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ShapeError(
-            "nothing that compiles", expected="a Program, a layer or a module", got=repr(subject)
+            "nothing that compiles",
+            expected="a Program, a layer or a module",
+            got=repr(subject),
+            hint="cg.parse(text)" if isinstance(subject, str) else None,
         )
+    if not isinstance(input, (Sequence, type(None))) or isinstance(input, str):
+        raise ShapeError("input=", expected="the shape, batch first", got=repr(input))
     if input is None:
         raise ShapeError(
             f"{type(subject).__name__} needs the shape of its input", hint="input=(32, 1, 28, 28)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +41,18 @@ class Setup:
     optimizer: Optimizer
 
 
+def _input_shape(shape: Sequence[int]) -> Shape:
+    try:
+        extents = tuple(operator.index(e) for e in shape)
+    except TypeError:
+        extents = ()
+    if not extents or min(extents) < 0:
+        raise ShapeError(
+            "shape of the input", expected="integers >= 0, batch first", got=repr(shape)
+        )
+    return extents
+
+
 class Network(ShowsNetwork):
     """A module compiled for one input shape. Made by `convgen.compile(module, input=...)`.
 
@@ -65,7 +78,7 @@ class Network(ShowsNetwork):
         if memory not in ("fast", "small"):
             raise ShapeError(f"memory {memory!r}", expected="'fast' or 'small'")
         self.module, self.mode = module, mode
-        self.shapes = [tuple(int(e) for e in s) for s in shapes]
+        self.shapes = [_input_shape(s) for s in shapes]
         self.dtype = dtype_of(dtype)
         self.target, self.threads = target_of(target), threads
         self.packs = memory == "fast"

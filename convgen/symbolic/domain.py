@@ -56,6 +56,8 @@ def axes(names: str) -> tuple[Axis, ...]:
     >>> axes("n k y x")
     (n, k, y, x)
     """
+    if not isinstance(names, str):
+        raise FormulaError("names of axes", expected="text such as 'n k y x'", got=repr(names))
     return tuple(Axis(name) for name in names.replace(",", " ").split())
 
 
@@ -71,7 +73,7 @@ def whole_number(number: Any, what: str) -> int:
 
 def check_name(name: str, what: str) -> None:
     # A prime is allowed at the end: derived axes are primed where their name is taken.
-    if not name.rstrip("'").isidentifier():
+    if not isinstance(name, str) or not name.rstrip("'").isidentifier():
         raise FormulaError(f"{what} name {name!r}", expected="an identifier", got=repr(name))
 
 

@@ -37,7 +37,7 @@ from convgen.symbolic.expr import (
     affine_of,
     axes,
 )
-from convgen.symbolic.program import Program
+from convgen.symbolic.program import Program, require_program
 from convgen.symbolic.reductions import Reduction
 from convgen.types import DType, dtype_of
 
@@ -85,6 +85,8 @@ def tensor(
     """
     if role not in ROLES:
         raise FormulaError(f"role {role!r} of {name}", expected="one of " + " ".join(ROLES))
+    if not isinstance(shape, (int, Size, str, Iterable)):
+        raise ShapeError(f"shape of {name}", expected="integers or sizes", got=repr(shape))
     items = (shape,) if isinstance(shape, (int, Size, str)) else tuple(shape)
     extents = tuple(_extent(name, e) for e in items)
     if values is None:
@@ -165,6 +167,8 @@ def _conditions(where: Any) -> tuple[Constraint, ...]:
 
 def _spans(extents: Extents | None) -> dict[str, tuple[int, Extent]]:
     found: dict[str, tuple[int, Extent]] = {}
+    if extents is not None and not isinstance(extents, Mapping):
+        raise ShapeError("extents=", expected="a dictionary {axis: extent}", got=repr(extents))
     for axis, span in (extents or {}).items():
         name = axis if isinstance(axis, str) else axis.name
         lo, hi = span if isinstance(span, tuple) else (0, span)
@@ -316,6 +320,8 @@ def define(
     if isinstance(out, str):
         lefts = [(out, index if index is not None else ())]
         bodies, shapes, dtypes = [body], [shape], [dtype]
+    elif not isinstance(out, Sequence):
+        raise FormulaError("define()", expected="a name or a list of (name, index)", got=repr(out))
     else:
         lefts = list(out)
         if body is None:
@@ -352,7 +358,7 @@ def pieces(*programs: Program, name: str | None = None) -> Program:
     """
     if not programs:
         raise FormulaError("pieces() of nothing", expected="at least one Program")
-    first = programs[0]
+    first, *_ = (require_program(p, "a piece") for p in programs)
     names = [t.name for t in first.outputs]
     for p in programs[1:]:
         if [t.name for t in p.outputs] != names:

@@ -26,7 +26,7 @@ from convgen.symbolic.evaluate_reduce import compile_reduce
 from convgen.symbolic.evaluate_scalar import Arithmetic, Lifted, Number, Numbers, primal
 from convgen.symbolic.expr import Definition, Result, Size, Stage, Tensor
 from convgen.symbolic.functions import sigmoid
-from convgen.symbolic.program import Program
+from convgen.symbolic.program import Program, require_program
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,8 @@ class Run:
         *,
         magnitude: bool = False,
     ) -> None:
-        self.program, self.arithmetic = program, arithmetic
+        self.program = require_program(program, "what is to be evaluated")
+        self.arithmetic = arithmetic
         self.magnitude = magnitude
         self.sizes: dict[str, int] = {}
         self.storage: dict[str, tuple[tuple[int, ...], list[Any]]] = {}

@@ -363,7 +363,7 @@ def affine_of(expr: Any) -> Affine:
         return total
     if isinstance(expr, sympy.Mul):
         coefficient, rest = expr.as_coeff_Mul()
-        if isinstance(coefficient, Integer):
+        if isinstance(coefficient, Integer) and coefficient != 1:
             return affine_of(rest) * whole_number(coefficient, "a number in an index")
     if isinstance(expr, sympy.Mod) and isinstance(expr.args[1], Integer) and expr.args[1] > 0:
         return affine_of(expr.args[0]) % whole_number(expr.args[1], "a number in an index")

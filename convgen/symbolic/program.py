@@ -218,3 +218,14 @@ def program_reductions(program: Program) -> Iterable[Reduction]:
             for reduce in piece.reduces:
                 found.setdefault(reduce.reduction.name, reduce.reduction)
     return found.values()
+
+
+def require_program(value: Any, where: str) -> Program:
+    """The value, when it is a Program; FormulaError otherwise."""
+    if isinstance(value, Program):
+        return value
+    hint = "cg.parse(text)" if isinstance(value, str) else None
+    if hasattr(value, "program"):
+        hint = ".program(shape of its input)"
+    got = repr(value) if isinstance(value, str) else type(value).__name__
+    raise FormulaError(f"{where} is no program", expected="a Program", got=got, hint=hint)

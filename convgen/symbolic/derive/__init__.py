@@ -15,13 +15,14 @@ from dataclasses import replace
 
 from sympy import Expr
 
+from convgen.errors import DerivationError
 from convgen.symbolic.derive.custom import custom_gradient
 from convgen.symbolic.derive.reverse import adjoints
 from convgen.symbolic.derive.scalar import exchange
 from convgen.symbolic.derive.steps import Step, describe
 from convgen.symbolic.expr import Access, Definition, Stage, Tensor
 from convgen.symbolic.functions import stop_gradient
-from convgen.symbolic.program import Origin, Program
+from convgen.symbolic.program import Origin, Program, require_program
 
 __all__ = ["Step", "adjoint", "custom_gradient", "grad", "split", "steps", "stop_gradient"]
 
@@ -115,9 +116,14 @@ def steps(program: Program, wrt: str | Sequence[str] | None = None) -> list[Step
 
 
 def _wanted(program: Program, wrt: str | Sequence[str] | None) -> list[str]:
+    require_program(program, "what is to be derived")
     if wrt is None:
         return [t.name for t in program.inputs if t.dtype.is_float and t.role != "state"]
-    return [wrt] if isinstance(wrt, str) else list(wrt)
+    if isinstance(wrt, str):
+        return [wrt]
+    if not isinstance(wrt, Iterable):
+        raise DerivationError("wrt=", expected="names of inputs", got=repr(wrt))
+    return list(wrt)
 
 
 def _reads(stages: Iterable[Stage]) -> set[str]:

@@ -14,7 +14,7 @@ from sympy import Expr
 from convgen.errors import FormulaError, ShapeError
 from convgen.symbolic.derive.scalar import exchange
 from convgen.symbolic.expr import Access, Definition, Stage, Tensor
-from convgen.symbolic.program import Program
+from convgen.symbolic.program import Program, require_program
 
 
 def custom_gradient(program: Program, backward: Program) -> Program:
@@ -33,7 +33,8 @@ def custom_gradient(program: Program, backward: Program) -> Program:
     >>> print(str(grad(custom_gradient(layer, guided), ["X"])).splitlines()[-1])
     dX[i] = relu(dY[i]) * step(Y[i])
     """
-    known = program.tensors()
+    require_program(backward, "a custom gradient")
+    known = require_program(program, "what has a custom gradient").tensors()
     allowed = dict(known)
     for t in program.outputs:
         allowed["d" + t.name] = t

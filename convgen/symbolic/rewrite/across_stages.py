@@ -34,7 +34,7 @@ from convgen.symbolic.expr import (
     accesses_of,
     substitute,
 )
-from convgen.symbolic.program import Program
+from convgen.symbolic.program import Program, require_program
 from convgen.symbolic.reductions import SUM
 
 MOST_WORK = 60_000  # elements times terms up to which a rewrite is checked by evaluation
@@ -73,6 +73,7 @@ def closed_form(program: Program) -> Program:
 def closed_form_steps(program: Program) -> list[Applied]:
     """The rewrites in the order in which they apply, each checked: InternalError where one changes
     what is computed."""
+    require_program(program, "what is to be rewritten")
     found: list[Applied] = []
     rules: list[tuple[str, str, Callable[[Program], Program]]] = [
         ("drop_deviations", "deviations from a mean add up to zero", drop_deviations),
