@@ -309,7 +309,9 @@ class _Recipe:
                 loops = [vector]
             elif any(t in last for t in tile):
                 loops = [next(t for t in tile if t in last)]
-            self.add(pack(name, *loops, hoist=operand.hoistable))
+            long = bool(facts.order) and facts.reduces[facts.order[0]] > 16
+            skip = long and any(e and e.kind == "zero" for e in operand.load.edges)
+            self.add(pack(name, *loops, hoist=operand.hoistable, skip=skip))
 
     def is_strided(self, vector: str) -> bool:
         try:

@@ -3,7 +3,7 @@ decide between scalars, vectors and gathers. No lane that is read lies outside i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from convgen.affine import Affine, Constraint
@@ -41,6 +41,23 @@ def edge_limits(node: Expr, buffers: dict[str, Buffer], kinds: tuple[str, ...]) 
         for index, edge, extent in zip(load.index, load.edges, shape, strict=True):
             if edge is not None and edge.kind in kinds:
                 found += limits(index, extent)
+    return found
+
+
+def zero_limits(
+    node: Expr, buffers: dict[str, Buffer], moves: Callable[[Affine], bool]
+) -> list[Constraint]:
+    """The conditions, over axes, outside of which a factor of the expression is 0, for dimensions
+    that `moves` denies: indices that are the same for a whole tile."""
+    if isinstance(node, Op) and node.name == "mul":
+        return [c for a in node.args for c in zero_limits(a, buffers, moves)]
+    if not isinstance(node, Load):
+        return []
+    found: list[Constraint] = []
+    shape = buffers[node.buffer].shape
+    for index, edge, extent in zip(node.index, node.edges, shape, strict=True):
+        if edge is not None and edge.kind == "zero" and not moves(index):
+            found += limits(index, extent)
     return found
 
 

@@ -18,12 +18,14 @@ Leaf = Callable[[Scope], None]
 class Walk:
     """What happens in a walk: `leaf` inside all loops; `guards` (over axes) are tested as far out
     as they can be; `limits` (over axes, all ``<=``) hold in the interior, where edges and guards
-    need no test; `later` are the loops that the leaf enters."""
+    need no test; `later` are the loops that the leaf enters; `skips` (over axes, no loop of the
+    tile among them) are tested in the interior too."""
 
     leaf: Leaf
     guards: tuple[Constraint, ...] = ()
     limits: tuple[Constraint, ...] = ()
     later: tuple[Loop, ...] = ()
+    skips: tuple[Constraint, ...] = ()
     attached: Callable[[str, Scope], None] | None = None
 
 
@@ -153,9 +155,8 @@ class Loops:
         """Loops inside one another, with the guards and interior tests of the job."""
         closed: list[Constraint] = []
         waiting = self._names((*loops, *job.later))
-        for guard in job.guards:
-            if scope.interior and guard.kind == "<=":
-                continue
+        guards = [g for g in job.guards if not (scope.interior and g.kind == "<=")]
+        for guard in (*guards, *job.skips):
             value = self.values.resolve(guard.value, scope)
             resolved = replace(guard, value=value)
             if value.names() & waiting or resolved in scope.known:

@@ -21,12 +21,12 @@ from convgen.ir.nodes import (
 )
 from convgen.ir.simplify import simplify_affine
 from convgen.ir.visit import walk as walk_nodes
-from convgen.passes.flatten.edges import FOLDING, Elements, edge_limits
+from convgen.passes.flatten.edges import FOLDING, Elements, edge_limits, zero_limits
 from convgen.passes.flatten.emitter import Emitter
-from convgen.passes.flatten.loops import Loops, Walk
-from convgen.passes.flatten.reduce import Reducing, sorted_out
+from convgen.passes.flatten.loops import Loops, Walk, expands
+from convgen.passes.flatten.reduce import Reducing, adds_up, sorted_out
 from convgen.passes.flatten.scope import LANE, Scope
-from convgen.passes.flatten.shape import Plan, Stage, plan_of, true_extents
+from convgen.passes.flatten.shape import Plan, Stage, first_reduce_loop, plan_of, true_extents
 from convgen.passes.flatten.states import MemoryStates, RegisterStates
 from convgen.passes.flatten.values import Place, lane_ranges
 from convgen.target import Target
@@ -80,7 +80,24 @@ class NestWriter:
     def _reduce_limits(self, node: ReduceNode) -> tuple[Constraint, ...]:
         kinds = ("zero", "constant", *FOLDING)
         edges = edge_limits(node.body, self.room.buffers, kinds)
-        return _bounds((*self._guards(node), *edges))
+        skipped = self._skips(node)
+        return _bounds((*self._guards(node), *(e for e in edges if e not in skipped)))
+
+    def _skips(self, node: ReduceNode) -> tuple[Constraint, ...]:
+        """Where a whole tile would add zeros only: iterations that need not run."""
+        number = next(i for i, r in enumerate(self.nest.reduces) if r is node)
+        together = [self.nest.leader(i) for i in range(len(self.nest.reduces))]
+        if not adds_up(node.combiner) or together.count(self.nest.leader(number)) > 1:
+            return ()
+        first = first_reduce_loop(self.nest)
+        inner = [o for i, o in enumerate(self.nest.loops) if i >= first or o not in self.plan.outer]
+        moving = {o.name for o in inner if o.reduce is None or expands(o) or o.steps > 1}
+        moving |= {o.base for o in inner if o.segments}
+
+        def moves(index: Affine) -> bool:
+            return bool(index.substitute(self.values.axes).names() & moving)
+
+        return tuple(dict.fromkeys(zero_limits(node.body, self.room.buffers, moves)))
 
     def _store_limits(self) -> tuple[Constraint, ...]:
         kinds = ("zero", "constant", *FOLDING)
@@ -179,6 +196,7 @@ class NestWriter:
             guards=tuple(g for g in guards[0] if all(g in own for own in guards)),
             limits=tuple(dict.fromkeys(limits)),
             later=stage.tile.loops,
+            skips=self._skips(members[0].node),
             attached=self._attached,
         )
         self.loops.walk(stage.serial, scope, job)

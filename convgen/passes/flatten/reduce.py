@@ -8,6 +8,7 @@ from itertools import groupby
 
 from convgen.affine import Affine, Constraint
 from convgen.ir.nodes import (
+    Combiner,
     Const,
     Expr,
     Index,
@@ -106,17 +107,10 @@ class Reducing:
 
     def _product(self) -> Op | None:
         """The product that the only state component adds up, if it does that."""
-        combiner = self.node.combiner
-        if len(combiner.dtypes) != 1 or not combiner.dtypes[0].is_float:
+        combiner, element = self.node.combiner, self.node.body
+        if not adds_up(combiner) or not combiner.dtypes[0].is_float:
             return None
-        combine, lift = combiner.combine[0], combiner.lift[0]
-        sums = (
-            isinstance(combine, Op)
-            and combine.name == "add"
-            and {a.name for a in combine.args if isinstance(a, Param)} == {"a0", "b0"}
-        )
-        element = self.node.body if isinstance(lift, Param) and lift.name == "v" else None
-        if not sums or not isinstance(element, Op) or element.name != "mul":
+        if not isinstance(element, Op) or element.name != "mul":
             return None
         return element if element.dtype == combiner.dtypes[0] else None
 
@@ -227,6 +221,19 @@ class Reducing:
             )
             state = self._combined(low, high)
         return state
+
+
+def adds_up(combiner: Combiner) -> bool:
+    """True for a plain sum of the elements."""
+    combine, lift = combiner.combine[0], combiner.lift[0]
+    return (
+        len(combiner.dtypes) == 1
+        and isinstance(combine, Op)
+        and combine.name == "add"
+        and {a.name for a in combine.args if isinstance(a, Param)} == {"a0", "b0"}
+        and isinstance(lift, Param)
+        and lift.name == "v"
+    )
 
 
 def _mentions(expr: Expr, name: str) -> bool:

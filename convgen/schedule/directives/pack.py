@@ -18,7 +18,7 @@ from convgen.ir.nodes import (
     Phase,
 )
 from convgen.ir.visit import loads, map_expr, map_nest_exprs
-from convgen.schedule.access import in_loops, loads_of, unit_bases
+from convgen.schedule.access import in_loops, loads_of, tile_loops, unit_bases
 from convgen.schedule.directives.base import Directive, Value, all_nests, is_packing, replace_nest
 from convgen.schedule.directives.copying import packing_nest
 from convgen.schedule.directives.mark import set_grain
@@ -39,6 +39,8 @@ class Pack(Directive):
     copy, so the hot loads have no edges; omit edges stay.
     The copying is a phase before the nest; with ``hoist=True`` it belongs to prepare, done once
     for as long as the operand does not change.
+    ``skip=True`` keeps the zero edges of dimensions that no loop of the tile moves: outside them
+    the tile adds zeros only, and those iterations are left out instead.
     Legal: an operand that the nest reads with the same edges everywhere and does not write; hoist
     for inputs and constants.
     Elsewhere: packing (BLIS, oneDNN reorder), Halide in() with reorder_storage, TVM
@@ -48,10 +50,12 @@ class Pack(Directive):
     buffer: str
     loops: tuple[str, ...] = field(default=())
     hoist: bool = False
+    skip: bool = False
     keyword: ClassVar[str] = "pack"
 
     def arguments(self) -> tuple[Sequence[Value], dict[str, Value]]:
-        return (self.buffer, *self.loops), ({"hoist": True} if self.hoist else {})
+        named: dict[str, Value] = {"hoist": True} if self.hoist else {}
+        return (self.buffer, *self.loops), named | ({"skip": True} if self.skip else {})
 
     def check_nest(self, nest: Nest, kernel: Kernel, target: Target) -> None:
         reads = [o for o in loads_of(nest) if o.buffer == self.buffer]
@@ -146,7 +150,10 @@ class Pack(Directive):
         reads = [o for o in loads_of(nest) if o.buffer == self.buffer]
         edges = merged_edges(reads)
         assert edges is not None
-        layout = self._layout(nest, source, reads, _halo_of_all(kernel, nest, source, edges))
+        halo = _halo_of_all(kernel, nest, source, edges)
+        left = self._left(nest, reads)
+        halo = [(0, 0) if dim in left else pair for dim, pair in enumerate(halo)]
+        layout = self._layout(nest, source, reads, halo)
         name = _existing(kernel, nest, source, layout, edges, self.hoist)
         if name is None:
             name = _fresh(f"{self.buffer}_packed", [b.name for b in kernel.buffers])
@@ -157,12 +164,28 @@ class Pack(Directive):
 
         def change(expr: Expr) -> Expr:
             if isinstance(expr, Load) and expr.buffer == self.buffer:
-                kept = tuple(e if e and e.kind == "omit" else None for e in expr.edges)
+                kept = tuple(
+                    e if e and (e.kind == "omit" or dim in left) else None
+                    for dim, e in enumerate(expr.edges)
+                )
                 return replace(expr, buffer=found, edges=kept)
             return expr
 
         after = map_nest_exprs(nest, lambda body: map_expr(body, change))
         return replace_nest(kernel, nest.name, after)
+
+    def _left(self, nest: Nest, reads: Sequence[Load]) -> set[int]:
+        """Dimensions whose zero edges stay with the nest."""
+        moving = {loop.name for loop in tile_loops(nest)}
+        return {
+            dim
+            for dim in range(len(reads[0].index) if self.skip else 0)
+            if all(
+                (edge := load.edges[dim]) is None
+                or (edge.kind == "zero" and not in_loops(nest, load.index[dim]).names() & moving)
+                for load in reads
+            )
+        }
 
     def _with_phase(
         self, kernel: Kernel, nest: Nest, packed: Buffer, load: Load, target: Target
@@ -206,9 +229,9 @@ class Pack(Directive):
         return Layout((*order, *last), tuple(blocks), kept)
 
 
-def pack(buffer: str, *loops: str, hoist: bool = False, nest: str = "") -> Pack:
+def pack(buffer: str, *loops: str, hoist: bool = False, skip: bool = False, nest: str = "") -> Pack:
     """See Pack."""
-    return Pack(buffer, tuple(loops), hoist, nest=nest)
+    return Pack(buffer, tuple(loops), hoist, skip, nest=nest)
 
 
 def merged_edges(reads: Sequence[Load]) -> tuple[Edge | None, ...] | None:
