@@ -20,6 +20,7 @@ from convgen.inspect.audit.cases import Case, Trials, Values, agree, make
 from convgen.inspect.audit.faults import Fault, find_faults
 from convgen.inspect.audit.shrink import Shrinker, plain
 from convgen.symbolic.derive import grad
+from convgen.symbolic.mistakes import has_kinks
 from convgen.symbolic.program import Program
 
 __all__ = ["Audit", "Counterexample", "Fault", "audit"]
@@ -169,7 +170,7 @@ class _Auditor:
 
     def _cases(self, programs: Sequence[Program]) -> Iterator[Case]:
         for program in programs:
-            for kind in ("distinct", "ties"):
+            for kind in ("distinct", "ties") if has_kinks(program) else ("distinct",):
                 yield make(program, self.wrt, kind, self.trials.signed)
 
     def _try(

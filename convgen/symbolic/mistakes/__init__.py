@@ -7,10 +7,10 @@ derivative is what the mistake computes. Comparing with them names what went wro
 
 from convgen.symbolic.mistakes.indices import index_mistakes
 from convgen.symbolic.mistakes.mistake import Mistake
-from convgen.symbolic.mistakes.values import value_mistakes
+from convgen.symbolic.mistakes.values import has_kinks, value_mistakes
 from convgen.symbolic.program import Program
 
-__all__ = ["Mistake", "index_mistakes", "mistakes_of", "value_mistakes"]
+__all__ = ["Mistake", "has_kinks", "index_mistakes", "mistakes_of", "value_mistakes"]
 
 
 def mistakes_of(program: Program) -> list[Mistake]:

@@ -16,15 +16,20 @@ from convgen.symbolic.functions import (
     equal,
     less_equal,
     maximum,
+    minimum,
     relu,
+    round_down,
     select,
     sigmoid,
+    sign,
+    step,
     stop_gradient,
 )
 from convgen.symbolic.mistakes.mistake import Mistake, Place, change_accesses, with_pieces
 from convgen.symbolic.program import Program
 from convgen.symbolic.reductions import SUM
 
+_KINKS = (abs_, maximum, minimum, relu, round_down, select, sign, step)
 _EXTREMA = {"max": 0, "min": 0, "argmax": 1, "argmin": 1}
 
 
@@ -36,6 +41,19 @@ def value_mistakes(program: Program) -> Iterator[Mistake]:
         yield from _changed(program, name, text, change)
     yield from _factors(program)
     yield from _terms(program)
+
+
+def has_kinks(program: Program) -> bool:
+    """True when equal or zero elements may matter: extrema, choices, absolute values.
+
+    >>> from convgen.symbolic.parse import parse
+    >>> [has_kinks(parse(f"Y[i] = {body}", X=(3,))) for body in ("X[i]**2", "relu(X[i])")]
+    [False, True]
+    """
+    bodies = [b for s in program.stages for p in s.pieces for b, _ in p.bodies()]
+    reduces = [r for s in program.stages for p in s.pieces for r in p.reduces]
+    smooth = all(r.reduction.name in ("sum", "prod", "logsumexp") for r in reduces)
+    return not smooth or any(b.has(*_KINKS) for b in bodies)
 
 
 def _bodies(program: Program, change: Callable[[Expr], Any]) -> Program | None:
