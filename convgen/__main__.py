@@ -397,6 +397,11 @@ def peak(threads: int, dtype: str, seconds: float, as_json: bool) -> None:
         f"{found.chains} chains of {found.lanes} lanes, {found.target}, {found.cpu}; "
         f"memory {found.gigabytes_per_second:.1f} GB/s"
     )
+    rows = [
+        (b.level, b.kind, str(b.kilobytes), f"{b.gigabytes_per_second:.1f}")
+        for b in found.bandwidth
+    ]
+    _print_table(("level", "kind", "KiB a thread", "GB/s"), rows)
 
 
 @bench.command(epilog=_example("convgen bench conv --case vgg3_2 --pass forward --against torch"))
@@ -507,6 +512,109 @@ def embed(seconds: float, as_json: bool) -> None:
     ]
     _print_table(("door", "µs", "more", "than"), rows)
 
+
+_SHARED = (
+    click.option("--case", "names", multiple=True, help="A case by name, or all. Repeatable."),
+    click.option(
+        "--pass",
+        "passes",
+        multiple=True,
+        type=click.Choice(["forward", "backward", "both"]),
+        help="forward, the gradients, or a step of both. Repeatable; default all.",
+    ),
+    click.option("--threads", type=click.IntRange(1), default=1, show_default=True),
+    click.option(
+        "--against",
+        multiple=True,
+        type=click.Choice(["torch", "torch.compile"]),
+        help="A peer. Repeatable.",
+    ),
+    click.option("--seconds", type=click.FloatRange(0.05), default=1.0, help="For each row."),
+    click.option("--json", "file", type=click.Path(path_type=Path), help="Write rows to it."),
+    click.option("--plot", type=click.Path(path_type=Path), help="Write the roofline, an SVG."),
+)
+
+
+def _layers_command(name: str, sentence: str) -> None:
+    """`convgen bench map` and `convgen bench exotic`."""
+
+    def run(**options: Any) -> None:
+        _bench_layers(name, **options)
+
+    run.__doc__ = sentence
+    command: Any = run
+    for option in reversed(_SHARED):
+        command = option(command)
+    bench.command(name, epilog=_example(f"convgen bench {name} --against torch --threads 2"))(
+        command
+    )
+
+
+def _bench_layers(
+    group: str,
+    names: tuple[str, ...],
+    passes: tuple[str, ...],
+    threads: int,
+    against: tuple[str, ...],
+    seconds: float,
+    file: Path | None,
+    plot: Path | None,
+) -> None:
+    from convgen.bench import layers, subjects
+
+    chosen = subjects.chosen({"map": subjects.MAPS, "exotic": subjects.EXOTIC}[group], names)
+    for place in (file, plot):
+        if place is not None and not place.parent.is_dir():
+            raise UserError(f"there is no folder {place.parent}", where="--json, --plot")
+    found: list[Any] = []
+    measured = layers.measure(
+        chosen, passes or layers.WHICH, threads=threads, against=against, seconds=seconds
+    )
+    for row in measured:
+        found.append(row)
+        ratio = (
+            f"{row.peer} {row.peer_milliseconds:.3f} ms, ratio {row.ratio:.2f}, error "
+            if (row.peer)
+            else ""
+        )
+        click.echo(
+            f"{row.case:>17}  {row.which:>8}  {row.milliseconds:8.3f} ms "
+            f"({row.milliseconds_min:.3f}..{row.milliseconds_max:.3f})  {row.megabytes:6.1f} MB  "
+            f"{row.share_of_copy:5.2f} of a copy  {ratio}"
+            + (f"{row.error:.1e}" if row.error is not None else "")
+        )
+    means = layers.geometric_means(found)
+    for which, mean in means.items():
+        click.echo(f"geometric mean of the ratio, {which}: {mean:.2f}")
+    if file is not None:
+        text = {"rows": [row.as_json() for row in found], "geometric_means": means}
+        file.write_text(json.dumps(text, indent=1) + "\n")
+        click.echo(f"wrote {file}")
+    if plot is not None:
+        _plot_roofline(found, threads, plot)
+
+
+def _plot_roofline(rows: Iterable[Any], threads: int, place: Path) -> None:
+    """Every row that counts operations, under the peaks of this machine."""
+    from dataclasses import asdict
+
+    from convgen.bench.peak import measure_peak
+    from convgen.inspect.machine import Spot, roofline
+
+    spots = [
+        Spot(
+            f"{row.case} {row.which}",
+            row.gigaflop * 1e3 / row.megabytes,
+            row.gigaflop / row.milliseconds_min * 1e3,
+        )
+        for row in rows
+    ]
+    roofline(asdict(measure_peak(threads)), spots).save(place)
+    click.echo(f"wrote {place}")
+
+
+_layers_command("map", "Measure maps and windows: normalization, activation, pooling, softmax.")
+_layers_command("exotic", "Measure layers that no library ships, against torch.")
 
 _WIDTHS = (9, 7, 6, 7, 8, 8, 7, 8, 15, 10, 12, 5, 7)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from convgen.affine import Affine
 from convgen.backends import llvm
-from convgen.bench.bandwidth import measure_bandwidth
+from convgen.bench.bandwidth import Bandwidth, measure_bandwidth
 from convgen.bench.timing import interleave
 from convgen.ir.nodes import (
     Block,
@@ -69,7 +69,8 @@ def chains_kernel(chains: int, lanes: int, dtype: DType, steps: int = _STEPS) ->
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """Best rate of all loops, GFLOP/s on `threads` cores together, and of copies in memory."""
+    """Best rate of all loops, GFLOP/s on `threads` cores together, of reads from memory, and of
+    reads and copies in each level."""
 
     gflops: float
     chains: int
@@ -79,6 +80,7 @@ class Peak:
     target: str
     cpu: str
     gigabytes_per_second: float = 0.0
+    bandwidth: tuple[Bandwidth, ...] = ()
 
 
 class PeakLoop:
@@ -162,6 +164,7 @@ def measure_peak(
     interleave({str(i): lambda i=i: turn(i) for i in range(len(loops))}, seconds)
     number = max(best, key=lambda i: loops[i].flops / best[i])
     loop = loops[number]
+    moved = measure_bandwidth(threads, seconds, machine)
     return Peak(
         loop.flops / best[number] / 1e9,
         loop.chains,
@@ -170,5 +173,6 @@ def measure_peak(
         dtype.name,
         machine.name,
         machine.cpu_model,
-        measure_bandwidth(threads, seconds / 2),
+        max(b.gigabytes_per_second for b in moved if (b.level, b.kind) == ("memory", "read")),
+        moved,
     )

@@ -1,0 +1,69 @@
+"""Benchmarks of whole layers: the subjects, the bookkeeping, the bytes that move; no clocks."""
+
+import ctypes
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import convgen.__main__ as command_line
+from convgen.backends import llvm
+from convgen.bench import layers, subjects
+from convgen.bench.bandwidth import KINDS, levels, moving_kernel
+from convgen.bench.written import WRITTEN
+from convgen.errors import UserError
+from convgen.ir.interpret import interpret
+from convgen.target import target
+from convgen.types import f32
+
+
+def test_every_subject_has_its_peer_and_counts_its_work():
+    every = (*subjects.MAPS, *subjects.EXOTIC)
+    assert {one.name for one in every} == WRITTEN.keys() and len(subjects.EXOTIC) == 8
+    for one in every:
+        program = one.program()
+        assert set(one.wrt) <= {t.name for t in program.inputs}
+    assert layers.operations(subjects.relu()) == 16 * 56 * 56 * 64
+    assert layers.operations(subjects.circular()) == 2 * 8 * 64 * 56 * 56 * 64 * 9
+
+
+def test_unknown_cases_are_refused():
+    with pytest.raises(UserError, match="no case 'bathnorm'; expected all or one of batch_norm"):
+        subjects.chosen(subjects.MAPS, ("bathnorm",))
+
+
+def test_a_row_agrees_with_its_peer(tmp_path):
+    pytest.importorskip("torch")
+    file, plot = tmp_path / "rows.json", tmp_path / "roof.svg"
+    command = ["bench", "map", "--case", "average_pool", "--pass", "both", "--seconds", "0.05"]
+    command += ["--against", "torch", "--json", str(file), "--plot", str(plot)]
+    done = CliRunner().invoke(command_line.cli, command)
+    assert done.exit_code == 0, done.output
+    assert "average_pool      both" in done.output and "geometric mean" in done.output
+    assert '"error"' in file.read_text() and plot.read_text().startswith("<")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_moving_kernels_move(kind):
+    machine = target("native")
+    lanes = machine.lanes(f32)
+    x = np.arange(16 * lanes, dtype=np.float32)
+    kernel = moving_kernel(kind, x.size, 3, lanes)
+    want = interpret(kernel, {"X": x})["Y"]
+    if kind == "copy":
+        np.testing.assert_array_equal(want, x + 2)
+    else:
+        np.testing.assert_array_equal(want.sum(), 3 * x.sum())
+    library = llvm.load(llvm.compile_kernel(kernel, machine).object, machine)
+    out = np.zeros_like(want)
+    entry = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 2)(
+        library.address(llvm.compile_kernel(kernel, machine).entries[0].symbol)
+    )
+    entry((ctypes.c_void_p * 2)(x.ctypes.data, out.ctypes.data), None, 0, 1)
+    np.testing.assert_array_equal(out, want)
+
+
+def test_levels_do_not_overlap():
+    machine = target("native")
+    sizes = list(levels(machine, 2).values())
+    assert sizes == sorted(sizes) and sizes[0] < machine.l1 < sizes[1]
