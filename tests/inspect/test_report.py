@@ -62,24 +62,24 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def strided():
-    start = time.perf_counter()
+    start = time.process_time()
     layer = Conv2d(4, 8, 3, stride=2, padding=2, dilation=2, groups=2)
     page = report_html(layer, shape=(2, 4, 16, 16))
-    return page, time.perf_counter() - start
+    return page, time.process_time() - start
 
 
 @pytest.fixture(scope="module")
 def network():
-    start = time.perf_counter()
+    start = time.process_time()
     page = report_html(zoo.lenet5(), name="zoo:lenet5", shape=(1, 1, 28, 28))
-    return page, time.perf_counter() - start
+    return page, time.process_time() - start
 
 
 @pytest.mark.parametrize("which", ["strided", "network"])
 def test_small_and_quick(which, request):
     page, seconds = request.getfixturevalue(which)
     assert len(page.encode()) < 3_000_000
-    assert seconds < 10 * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    assert seconds < 10  # of this process: a busy machine does not matter
 
 
 @pytest.mark.parametrize("which", ["strided", "network"])
