@@ -257,27 +257,33 @@ def build(
 
 
 @cli.command(epilog=_example("convgen verify --certify"))
+@click.argument("bundles", nargs=-1, type=click.Path(path_type=Path), metavar="[FOLDER]...")
 @click.option("--certify", is_flag=True, help="Make a certificate for every kernel of the cache.")
 @_JSON
-def verify(certify: bool, as_json: bool) -> None:
-    """Re-check the cache of compiled kernels: digests, and certificates where there are some.
+def verify(bundles: tuple[Path, ...], certify: bool, as_json: bool) -> None:
+    """Re-check the cache of compiled kernels, or the bundles in folders that `build` wrote.
 
-    Damaged records are named and built again. The status is 1 when a claim of a certificate fails.
+    In the cache: digests, and certificates where there are some; damaged records are named and
+    built again. In a bundle: every file against the manifest. The status is 1 when a claim of a
+    certificate fails or a bundle is damaged.
     """
-    from convgen.runtime.verify import verify_cache
+    from itertools import chain
+
+    from convgen.runtime.verify import verify_bundle, verify_cache
 
     found: list[Any] = []
-    for finding in verify_cache(certify_all=certify):
+    places = chain(*map(verify_bundle, bundles)) if bundles else verify_cache(certify_all=certify)
+    for finding in places:
         found.append(finding)
         if not as_json:
             click.echo(str(finding))
+    states = [finding.state for finding in found]
     if as_json:
         click.echo(json.dumps([finding.as_json() for finding in found], indent=1))
     else:
-        states = [finding.state for finding in found]
         counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
-        click.echo(f"{len(found)} kernels" + (f": {counts}" if counts else ""))
-    if any(finding.state == "refuted" for finding in found):
+        click.echo(f"{len(found)} checked" + (f": {counts}" if counts else ""))
+    if {"refuted", "damaged"} & set(states):
         sys.exit(1)
 
 

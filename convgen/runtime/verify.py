@@ -14,10 +14,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from convgen.backends.protocol import digest_of
-from convgen.errors import ConvgenError, TargetError, UserError
+from convgen.errors import ConvgenError, DataError, TargetError, UserError
 from convgen.passes import pipeline
 from convgen.passes.lower import lower
 from convgen.runtime import cache
@@ -129,6 +130,7 @@ class Finding:
     sound      the record verifies, and so does its certificate, done again if there was one
     rebuilt    it was damaged and has been built again
     removed    it was damaged beyond reading and is gone; its next use builds it
+    damaged    a file of a bundle is not what its manifest says, or is not there
     old        made by another version of convgen or of LLVM, or from changed sources: never used
     refuted    a claim of its certificate fails now
     """
@@ -144,7 +146,7 @@ class Finding:
         return dict(vars(self))
 
     def __str__(self) -> str:
-        text = f"{self.key[:12]} {self.kernel or '?'}: {self.state}"
+        text = f"{self.key} {self.kernel or '?'}: {self.state}"
         if self.damage:
             text += f" ({self.damage})"
         if self.certificate is not None:
@@ -171,7 +173,9 @@ def _verify(key: str, certify_all: bool) -> Finding:
     if record is None:
         return _repair(key, wanted)
     facts = record.facts
-    name, made_from = facts["name"], facts.get("made_from")
+    name, made_from = str(facts.get("name", "")), facts.get("made_from")
+    if "made_from" not in facts:  # the thread pool: no kernel, nothing but its digest to check
+        return Finding(key, name, "sound")
     if not _proves(key, made_from):
         return Finding(key, name, "old")
     damage = ""
@@ -241,3 +245,56 @@ def _proves(key: str, made_from: Any) -> bool:
         return key_of(made_from, Target(**made_from["target"])) == key
     except (TypeError, KeyError, AttributeError, TargetError, UserError):
         return False
+
+
+# ---------------------------------------------------------------------------------------------
+# Bundles
+
+
+def verify_bundle(folder: Path) -> Iterator[Finding]:
+    """Re-check the files of an exported bundle against its manifest, and what certificates its
+    kernels carry. Nothing is built again: that is `convgen build`.
+
+    Raises DataError when the folder has no manifest that can be read.
+    """
+    manifest = folder / "MANIFEST.json"
+    try:
+        facts = json.loads(manifest.read_text())
+        files: dict[str, Any] = dict(facts["files"])
+        name = str(facts["name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            "no bundle: its manifest cannot be read", where=str(manifest), got=str(error)
+        ) from None
+    for path, wanted in sorted({**files, **_linked(folder)}.items()):
+        yield Finding(path, name, *_file_state(folder, path, wanted))
+    for level in facts.get("targets", []):
+        for kernel in level["kernels"]:
+            certificate = kernel.get("certificate")
+            if certificate is not None:
+                state = "sound" if certificate["passed"] else "refuted"
+                yield Finding(level["name"], kernel["name"], state, certificate=certificate)
+
+
+def _linked(folder: Path) -> dict[str, Any]:
+    """The shared libraries linked on the spot, whose facts lie beside them."""
+    found: dict[str, Any] = {}
+    for path in folder.glob("*.so.json"):
+        try:
+            found[path.name.removesuffix(".json")] = json.loads(path.read_text())
+        except (OSError, ValueError):
+            found[path.name.removesuffix(".json")] = {}
+    return found
+
+
+def _file_state(folder: Path, path: str, wanted: Mapping[str, Any]) -> tuple[str, str]:
+    place = (folder / path).resolve()
+    if not place.is_relative_to(folder.resolve()):
+        return "damaged", "the manifest names a file outside the folder"
+    try:
+        data = place.read_bytes()
+    except OSError:
+        return "damaged", "the file is missing"
+    if (len(data), digest_of(data)) != (wanted.get("bytes"), wanted.get("sha256")):
+        return "damaged", "its digest does not fit"
+    return "sound", ""

@@ -9,6 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from convgen.__main__ import cli
+from convgen.backends.protocol import digest_of
+from convgen.errors import DataError
+from convgen.interop.aot.export import export
 from convgen.layers.activation import Softmax
 from convgen.layers.convolution import Conv2d
 from convgen.layers.normalization import BatchNorm2d
@@ -200,7 +203,7 @@ def test_verify_a_sound_cache():
     assert sorted(f["state"] for f in found) == ["sound", "sound"]
     assert [f["certificate"] is not None for f in found].count(True) == 1
     result = run("--certify")
-    assert result.exit_code == 0 and "2 kernels: 2 sound" in result.output
+    assert result.exit_code == 0 and "2 checked: 2 sound" in result.output
 
 
 @pytest.mark.parametrize("place", [-1, 60, 20])
@@ -252,3 +255,55 @@ def test_facts_that_were_changed_are_not_believed(own_cache):
     cache.store(key, cache.Record(facts, record.blobs))
     (finding,) = verify.verify_cache()
     assert finding.state == "old"
+
+
+# ---------------------------------------------------------------------------------- bundles
+
+
+def bundle(folder):
+    """A folder as an export leaves it."""
+    files = {"add.o": b"object", "include/add.h": b"header"}
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    facts = {p: {"bytes": len(d), "sha256": digest_of(d)} for p, d in files.items()}
+    (folder / "MANIFEST.json").write_text(json.dumps({"name": "add", "files": facts}))
+    (folder / "libadd.so").write_bytes(b"library")
+    library = {"bytes": 7, "sha256": digest_of(b"library")}
+    (folder / "libadd.so.json").write_text(json.dumps(library))
+
+
+def test_verify_a_bundle(tmp_path):
+    bundle(tmp_path)
+    result = run(str(tmp_path))
+    assert result.exit_code == 0 and "3 checked: 3 sound" in result.output
+    (tmp_path / "libadd.so").write_bytes(b"Library")
+    (tmp_path / "add.o").unlink()
+    result = run(str(tmp_path), "--json")
+    assert result.exit_code == 1
+    states = {f["key"]: f["damage"] for f in json.loads(result.output)}
+    assert states == {
+        "add.o": "the file is missing",
+        "include/add.h": "",
+        "libadd.so": "its digest does not fit",
+    }
+
+
+def test_a_manifest_cannot_name_files_elsewhere(tmp_path):
+    place = tmp_path / "bundle"
+    bundle(place)
+    (tmp_path / "secret").write_bytes(b"x")
+    facts = {"../secret": {"bytes": 1, "sha256": digest_of(b"x")}}
+    (place / "MANIFEST.json").write_text(json.dumps({"name": "add", "files": facts}))
+    found = {f.key: f.damage for f in verify.verify_bundle(place)}
+    assert "outside the folder" in found["../secret"]
+    with pytest.raises(DataError, match="no bundle"):
+        list(verify.verify_bundle(tmp_path))
+
+
+def test_an_exported_bundle_is_sound(tmp_path):
+    program = parse("Y[i] = 3 * X[i]", X=(8,))
+    compile(program).certificate()
+    export(program, tmp_path / "out", name="triple")
+    states = {finding.state for finding in verify.verify_bundle(tmp_path / "out")}
+    assert states == {"sound"}
