@@ -1,5 +1,6 @@
 
-/* Gradients from dy. dx may be NULL when it is not wanted. */
+/* Gradients from dy, of a forward with the same batch and this `saved`. dx may be NULL when it is not
+   wanted (of several inputs: all or none). */
 int {{ name }}_backward(const void *context, int64_t batch, {{ type_x }}x, {{ type_dy }}dy,
     const void *packed, const void *saved, {{ type_dx }}dx, {{ type_grads }}grads,
     void *workspace, const {{ name }}_parallel *parallel);

@@ -70,7 +70,7 @@ def main(folder: str, name: str, edge: str, *batches: str) -> None:
             for p in facts["arrays"][group]
         ]
 
-    weights = arrays("weights", 1)
+    weights = [a * a.dtype.type(0.1) for a in arrays("weights", 1)]
     for level in range(len(facts["targets"])):
         try:
             bundle = module.Bundle(weights, level=level)
@@ -83,6 +83,15 @@ def main(folder: str, name: str, edge: str, *batches: str) -> None:
                 results.append(bundle.forward(*x, save=True))
                 inputs, grads = bundle.backward(*arrays("dy", batch))
                 results += [*inputs, *grads]
+            if facts["step"] and batch == facts["batch"]:
+                results.append(bundle.forward(*x))
+                bundle._optimizer[0][...] = 0
+                (labels,) = facts["arrays"]["labels"]
+                chosen = np.arange(batch) % facts["arrays"]["y"][0]["shape"][1]
+                chosen = chosen.astype(module._DTYPES[labels["dtype"]])
+                hyper = [0.01] * len(facts["hyper"])
+                losses = [bundle.step(*x, labels=chosen, hyper=hyper) for _ in range(3)]
+                results.append(np.array(losses))
             for result in results:
                 flat = result if isinstance(result, tuple) else (result,)
                 for array in flat:

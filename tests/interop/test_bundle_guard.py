@@ -64,7 +64,9 @@ def test_normalized_network_stays_inside(tmp_path):
 @pytest.mark.full
 def test_lenet_stays_inside(tmp_path):
     model = cg.compile(cg.zoo.lenet5(), input=(8, 1, 28, 28))
-    export(model, tmp_path, name="lenet5", target=["x86-64-v2", "x86-64-v3", "x86-64-v4"])
+    setup = {"loss": cg.nn.CrossEntropyLoss(), "optimizer": cg.optim.SGD(0.01, momentum=0.9)}
+    levels = ["x86-64-v2", "x86-64-v3", "x86-64-v4"]
+    export(model, tmp_path, name="lenet5", target=levels, **setup)
     check(tmp_path, "lenet5", [8, 1, 11])
 
 
