@@ -176,16 +176,16 @@ def _in_form(program: Any, form: str) -> str:
 
 def _show_network(found: Any, as_json: bool) -> None:
     from convgen.runtime.module import trace
-    from convgen.runtime.table import rows_of
+    from convgen.runtime.table import memory_line, memory_of, rows_of
 
     graph = trace(found.module, [found.shape])
-    rows = rows_of(graph)
+    rows, memory = rows_of(graph), memory_of(graph)
     totals = {
         "parameters": graph.parameter_count(),
         "multiply_adds": graph.multiply_adds() // max(found.shape[0], 1),
     }
     if as_json:
-        click.echo(json.dumps({"name": found.name, **totals, "layers": rows}))
+        click.echo(json.dumps({"name": found.name, **totals, "memory": memory, "layers": rows}))
         return
     cells = [
         (
@@ -199,6 +199,7 @@ def _show_network(found: Any, as_json: bool) -> None:
     ]
     cells.append(("", "total", "", *(f"{v:,}" for v in totals.values())))
     _print_table(("", "layer", "output", "parameters", "multiply-adds"), cells)
+    click.echo(memory_line(memory))
 
 
 @cli.command(epilog=_example("convgen build zoo:lenet5 --input 32,1,28,28 -o out --name lenet5"))
@@ -403,6 +404,8 @@ def peak(threads: int, dtype: str, seconds: float, as_json: bool) -> None:
         f"{found.chains} chains of {found.lanes} lanes, {found.target}, {found.cpu}; "
         f"memory {found.gigabytes_per_second:.1f} GB/s"
     )
+    if found.fork_join_microseconds is not None:
+        click.echo(f"fork and join: {found.fork_join_microseconds:.2f} µs")
     rows = [
         (b.level, b.kind, str(b.kilobytes), f"{b.gigabytes_per_second:.1f}")
         for b in found.bandwidth

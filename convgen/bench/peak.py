@@ -12,6 +12,7 @@ import numpy as np
 from convgen.affine import Affine
 from convgen.backends import llvm
 from convgen.bench.bandwidth import Bandwidth, measure_bandwidth
+from convgen.bench.forkjoin import measure_fork_join
 from convgen.bench.timing import interleave
 from convgen.ir.nodes import (
     Block,
@@ -70,7 +71,7 @@ def chains_kernel(chains: int, lanes: int, dtype: DType, steps: int = _STEPS) ->
 @dataclass(frozen=True, slots=True)
 class Peak:
     """Best rate of all loops, GFLOP/s on `threads` cores together, of reads from memory, and of
-    reads and copies in each level."""
+    reads and copies in each level; microseconds to hand a phase to the pool and get it back."""
 
     gflops: float
     chains: int
@@ -81,6 +82,7 @@ class Peak:
     cpu: str
     gigabytes_per_second: float = 0.0
     bandwidth: tuple[Bandwidth, ...] = ()
+    fork_join_microseconds: float | None = None
 
 
 class PeakLoop:
@@ -175,4 +177,5 @@ def measure_peak(
         machine.cpu_model,
         max(b.gigabytes_per_second for b in moved if (b.level, b.kind) == ("memory", "read")),
         moved,
+        measure_fork_join(threads, seconds / 2) if threads > 1 else None,
     )

@@ -10,6 +10,7 @@ import convgen.__main__ as command_line
 from convgen.backends import llvm
 from convgen.bench import layers, subjects
 from convgen.bench.bandwidth import KINDS, levels, moving_kernel
+from convgen.bench.forkjoin import measure_fork_join, waiting_kernel
 from convgen.bench.written import WRITTEN
 from convgen.errors import UserError
 from convgen.ir.interpret import interpret
@@ -67,3 +68,10 @@ def test_levels_do_not_overlap():
     machine = target("native")
     sizes = list(levels(machine, 2).values())
     assert sizes == sorted(sizes) and sizes[0] < machine.l1 < sizes[1]
+
+
+def test_fork_and_join_wait_for_every_task():
+    kernel = waiting_kernel(3)
+    y = interpret(kernel, {})["Y"]
+    np.testing.assert_array_equal(y[::8], 8000.0)
+    assert measure_fork_join(2, seconds=0.01) >= 0

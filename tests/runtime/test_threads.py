@@ -140,6 +140,76 @@ def test_workers_wake_up_after_they_slept() -> None:
         threading.Event().wait(0.02)
 
 
+def processor_seconds() -> float:
+    """Processor time of all threads of this process."""
+    used = os.times()
+    return used.user + used.system
+
+
+def test_idle_workers_use_no_processor() -> None:
+    kernel = counting_kernel(2000)
+    y = np.zeros(2000, np.int64)
+    table = Table([(kernel, [y.ctypes.data])])
+    table.run(3)
+    threading.Event().wait(0.1)  # some hundred microseconds of waiting loops, then sleep
+    before = processor_seconds()
+    threading.Event().wait(0.5)
+    assert processor_seconds() - before < 0.1  # two spinning workers would use a second
+    y[:] = 0
+    table.run(3)
+    np.testing.assert_array_equal(y, expected(2000))
+
+
+def test_the_interpreter_runs_while_kernels_do() -> None:
+    kernel = counting_kernel(1 << 22)
+    y = np.zeros(1 << 22, np.int64)
+    table = Table([(kernel, [y.ctypes.data])] * 40)
+    inside, finished = threading.Event(), threading.Event()
+
+    def work() -> None:
+        inside.set()
+        table.run(1)
+        finished.set()
+
+    caller = threading.Thread(target=work)
+    caller.start()
+    inside.wait()
+    steps = 0
+    while not finished.is_set():
+        steps += 1
+    caller.join()
+    assert steps > 100  # with the interpreter locked there would be a few
+
+
+def test_a_pool_that_is_in_use_makes_nobody_wait() -> None:
+    kernel = counting_kernel(3000)
+    y = np.zeros(3000, np.int64)
+    table = Table([(kernel, [y.ctypes.data])])
+    table.run(2)
+    pool = threads._shared.get()  # pyright: ignore[reportPrivateUsage]
+    with pool.lock:  # another thread's table is running
+        y[:] = 0
+        table.run(2)
+    np.testing.assert_array_equal(y, expected(3000))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_fork_while_the_pool_is_in_use() -> None:
+    kernel = counting_kernel(3000)
+    y = np.zeros(3000, np.int64)
+    table = Table([(kernel, [y.ctypes.data])])
+    table.run(2)
+    with threads._shared.get().lock:  # pyright: ignore[reportPrivateUsage]
+        child = os.fork()
+        if child == 0:
+            fresh = Table([(kernel, [y.ctypes.data])])
+            y[:] = 0
+            fresh.run(2)
+            os._exit(0 if np.array_equal(y, expected(3000)) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_forked_child_makes_its_own_workers() -> None:
