@@ -184,7 +184,7 @@ def roofline(peak: Mapping[str, object], spots: Sequence[Spot]) -> Drawing:
     drawing.words(right, y(top) - 6, f"peak {top:.0f}", 10, "accent", anchor="end")
     if band:
         drawing.line([(x(low), y(band * low)), (x(knee), y(top))], "accent", 1.8)
-        drawing.words(x(low) + 6, y(band * low) - 16, f"{band:.0f} GB/s", 10, "accent")
+        drawing.words(x(low) + 6, y(band * low * 5), f"{band:.0f} GB/s", 10, "accent")
     for number, spot in enumerate(spots):
         color = f"c{number % 9}"
         at = x(min(high, max(low, spot.intensity)))
@@ -195,5 +195,7 @@ def roofline(peak: Mapping[str, object], spots: Sequence[Spot]) -> Drawing:
         roof = min(top, band * spot.intensity) if band else top
         drawing.line([(at, y(roof)), (at, y(spot.gflops))], color, 1, dashed=True)
         drawing.dot(at, y(spot.gflops), 4, color)
-        drawing.words(at - 8, y(spot.gflops) + 4, spot.name, 10, color, anchor="end")
+        side = -1 if number % 2 == 0 else 1  # neighbours do not write over each other
+        anchor = "end" if side < 0 else "start"
+        drawing.words(at + 8 * side, y(spot.gflops) + 4, spot.name, 10, color, anchor=anchor)
     return drawing
