@@ -31,6 +31,7 @@ from convgen.target import target as target_of
 from convgen.types import DType, dtype_of
 
 Array = NDArray[Any]
+_DRAWN = 1 << 20  # numbers drawn at a time: they are float64 until they are stored
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,12 @@ class Network(ShowsNetwork):
             array = self.weights[name]
             if start.kind == "constant":
                 array[...] = start.a
-            elif start.kind == "uniform":
-                array[...] = generator.uniform(start.a, start.b, array.shape)
-            else:
-                array[...] = generator.normal(start.a, start.b, array.shape)
+                continue
+            draw = generator.uniform if start.kind == "uniform" else generator.normal
+            flat = array.reshape(-1)
+            for begin in range(0, flat.size, _DRAWN):
+                stretch = flat[begin : begin + _DRAWN]
+                stretch[...] = draw(start.a, start.b, stretch.size)
 
     def state_dict(self) -> dict[str, Array]:
         """Copies of all parameters and states by PyTorch's names ("0.weight")."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING, Any
 
-from convgen.runtime.table import rows_of
+from convgen.runtime.table import memory_line, memory_of, rows_of
 from convgen.symbolic.program import Program
+from convgen.types import DType
 
 if TYPE_CHECKING:
     from convgen.runtime.module import Graph
@@ -43,6 +44,7 @@ class ShowsNetwork:
     """What carries a graph of layers: its table, and the formula of every layer."""
 
     graph: Graph
+    dtype: DType
 
     def formulas(self) -> dict[str, Program]:
         """The formula of each layer that computes something, by its name."""
@@ -73,8 +75,9 @@ class ShowsNetwork:
         return table_html(rows_of(self.graph))
 
     def __str__(self) -> str:
-        """The table as text."""
-        return table_text(rows_of(self.graph))
+        """The table as text, and the memory of a forward pass."""
+        memory = memory_line(memory_of(self.graph, self.dtype))
+        return f"{table_text(rows_of(self.graph))}\n{memory}"
 
 
 HEAD = ("name", "layer", "output", "parameters", "multiply-adds")
