@@ -106,7 +106,8 @@ def facts_of(nest: Nest, kernel: Kernel, target: Target) -> Facts:
 
 def windows_of(nest: Nest, kernel: Kernel) -> list[str]:
     """Reduce loops that share an index with an output loop, where that is at least as long (all its
-    parts), or where a reduce loop that shares none takes shorter steps through the same operand."""
+    parts), or where it slides along it and another reduce loop takes shorter steps through the same
+    operand."""
     whole: dict[str, int] = {}
     for loop in nest.loops:
         if loop.reduce is None:
@@ -119,12 +120,18 @@ def windows_of(nest: Nest, kernel: Kernel) -> list[str]:
             names = in_loops(nest, index).names()
             longest = max((whole[a] for n in names if (a := axis_of(n)) in whole), default=0)
             found |= {n: None for n in names if n in extents and extents[n] <= longest}
-            shared |= {n: longest > 0 for n in names if n in extents}
+            place = in_loops(nest, index)
+            steps = [abs(place.coefficient(n)) for n in names if axis_of(n) in whole]
+            shared |= {
+                n: any(step < extents[n] * abs(place.coefficient(n)) for step in steps)
+                for n in names
+                if n in extents
+            }
         buffer = kernel.buffer(load.buffer)
-        steps = {n: abs(stride_of(buffer, load.index, nest, n) or 0) for n in shared}
-        plain = [steps[n] for n, is_shared in shared.items() if not is_shared and extents[n] > 1]
+        strides = {n: abs(stride_of(buffer, load.index, nest, n) or 0) for n in shared}
+        plain = [strides[n] for n, slides in shared.items() if not slides and extents[n] > 1]
         if plain and any(shared.values()):
-            found |= {n: None for n in shared if shared[n] and steps[n] > min(plain)}
+            found |= {n: None for n in shared if shared[n] and strides[n] > min(plain)}
     return [n for n in extents if n in found]
 
 
