@@ -46,6 +46,7 @@ WORTH_SHARING = 50_000  # cycles below which one worker is enough
 UNROLLED = 160  # statements that the unrolled reduce loops of one tile may have
 MISSED = 15.0  # cycles of a jump that is guessed wrong
 SLIDING = 7  # iterations of a reduce loop that are unrolled to share what they slide along
+REUSED = 16  # uses of an element in a call from which its copy is taken to serve many calls
 CODE = 5e-4  # what a statement of the tile adds: equal candidates are told apart by size
 
 LINE, PAGE = 64, 4096  # bytes of a cache line, of a page (and of one way of the first cache)
@@ -118,14 +119,29 @@ def score(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
         total = sum(_pack_cycles(facts, o, candidate, machine) for o in _first_of(facts, packs))
         for width, count in chunks.items():
             vectors = -(-width // lanes)
-            inner = _tile_cycles(facts, candidate, height, vectors, packs, machine)
-            once = _store_cycles(facts, candidate, height, width, vectors, machine)
+            rates = _for_width(machine, width, lanes)
+            inner = _tile_cycles(facts, candidate, height, vectors, packs, rates)
+            once = _store_cycles(facts, candidate, height, width, vectors, rates)
             total += outer * count * (iterations * inner + once + 8)
         total *= _idle(outer * sum(chunks.values()), total)
         total *= 1 + CODE * height * -(-candidate.width // lanes) * weight(facts, candidate, packs)
         if total < cycles:
             cycles, kept = total, packs
     return Candidate(candidate.vector, candidate.width, candidate.tile, kept, cycles)
+
+
+def _for_width(machine: Machine, width: int, lanes: int) -> Machine:
+    """The rates for vectors of so many lanes: where whole ones take two turns, short ones do not."""
+    short = 1
+    while short < min(width, lanes):
+        short *= 2
+    if short == lanes:
+        return machine
+    return replace(
+        machine,
+        fma_rate=min(2.0, machine.fma_rate * lanes / short),
+        load_rate=min(2.0, machine.load_rate * lanes / short),
+    )
 
 
 def weight(facts: Facts, candidate: Candidate, packs: frozenset[str]) -> float:
@@ -202,7 +218,8 @@ def _pack_cycles(facts: Facts, operand: Operand, candidate: Candidate, machine: 
     rate = machine.copy
     if operand.strides.get(candidate.vector, 0) not in (0, 1):
         rate = 2 * machine.copy if operand.near >= facts.lanes // 2 else machine.scatter
-    share = 0.1 if operand.hoistable else 1.0
+    used = math.prod(facts.outputs.values()) * math.prod(facts.reduces.values())
+    share = 0.1 if operand.hoistable and used >= REUSED * operand.elements else 1.0
     return operand.elements * rate * share + 200
 
 
@@ -288,7 +305,7 @@ def _shared(
         if len(outs) != 1 or len(inner) != 1:
             continue
         extent = facts.reduces[inner[0]]
-        if extent > SLIDING and inner[0] != facts.order[0]:
+        if extent < 1 or (extent > SLIDING and inner[0] != facts.order[0]):
             continue
         steps = min(extent, SLIDING)
         one, two = window[outs[0]], window[inner[0]]

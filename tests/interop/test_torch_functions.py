@@ -133,8 +133,12 @@ def test_strided_and_misaligned_tensors():
     assert odd.data_ptr() % 4 and torch.equal(f(odd, w, b), want)
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-@pytest.mark.parametrize("name", PROGRAMS)
+FULL = [pytest.param(name, "inductor", marks=pytest.mark.full) for name in ("pool", "softmax")]
+
+
+@pytest.mark.parametrize(
+    ("name", "backend"), [*((name, "aot_eager") for name in PROGRAMS), ("conv", "inductor"), *FULL]
+)
 def test_compile_without_graph_breaks(name, backend):
     if backend == "inductor" and not has_compiler():
         pytest.skip("inductor needs a C++ compiler")

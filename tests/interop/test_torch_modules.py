@@ -186,3 +186,31 @@ def test_refusals():
         cg.torch.Module(tn.ReLU())
     with pytest.raises(RuntimeError, match="size mismatch"):
         ours.load_state_dict({**ours.state_dict(), "0.bias": torch.zeros(7)})
+
+
+def test_an_empty_batch():
+    ours, _ = nets()
+    ours.eval()
+    x = torch.randn(0, 1, 8, 8, requires_grad=True)
+    y = ours(x)
+    assert y.shape == (0, 5)
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+    assert all(not p.grad.any() for p in ours.parameters())
+
+
+def test_losses_and_optimizer_steps_are_functions_too():
+    loss = cg.torch.function(nn.CrossEntropyLoss().program((4, 5)))
+    scores = torch.randn(4, 5, requires_grad=True)
+    got, want = loss(scores, LABELS), tn.functional.cross_entropy(scores, LABELS)
+    assert close(got, want)
+    for a, b in zip(
+        torch.autograd.grad(got, scores), torch.autograd.grad(want, scores), strict=True
+    ):
+        assert close(a, b)
+    with pytest.raises(cg.DataError, match="T has the wrong dtype; expected torch.int64"):
+        loss(scores, LABELS.int())
+    step = cg.torch.function(cg.optim.SGD(0.5).program(4))
+    values, gradient = torch.ones(4), torch.full((4,), 0.25)
+    step(values, gradient, 0.5)
+    assert torch.equal(values, torch.full((4,), 0.875))
