@@ -103,6 +103,8 @@ class Pullback:
         """The sources' values for one batch of the compiled size; seed and step determine what
         random layers draw. In training mode running statistics are updated."""
         network = self.network
+        if len(inputs) != len(network.shapes):
+            raise DataError("inputs", expected=str(len(network.shapes)), got=str(len(inputs)))
         for i, (array, shape) in enumerate(zip(inputs, network.shapes, strict=True)):
             data = network.checked(array, shape)
             if len(data) != shape[0]:
