@@ -229,6 +229,8 @@ class _Auditor:
     def _failed(self, failures: Sequence[tuple[Case, Failure]], some: bool) -> Audit:
         failure = next((f for _, f in failures if f.fault), failures[0][1])
         text = failure.text + (f": {failure.fault}" if failure.fault else "")
+        if failure.kind == "raised" and not some:
+            text += " (an audit gives small arrays: extents must come from the arguments)"
         if some:
             text += "; it agrees at other shapes, so an extent is fixed or confused with another"
         faults = (Fault(_name_of(failure), failure.fault or failure.text),)

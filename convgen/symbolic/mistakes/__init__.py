@@ -21,7 +21,7 @@ def mistakes_of(program: Program) -> list[Mistake]:
     >>> for mistake in mistakes_of(layer)[:3]:
     ...     print(mistake)
     the stride is missing: X[y + r - 1] instead of X[2*y + r - 1]
-    the filter is turned round: W[2 - r] instead of W[r]
+    filter not flipped, or flipped twice: W[2 - r] instead of W[r]
     stride and dilation are exchanged: X[y + 2*r - 1] instead of X[2*y + r - 1]
     """
     return [*index_mistakes(program), *value_mistakes(program)]

@@ -220,7 +220,7 @@ def _turned(program: Program) -> Iterator[Mistake]:
         low, high = index.bounds(place.inner)
         return low + high - index if high > low else None
 
-    yield from _in_dims(program, "filter flipped", "the filter is turned round", edit)
+    yield from _in_dims(program, "filter flipped", "filter not flipped, or flipped twice", edit)
 
 
 def _swapped_taps(program: Program) -> Iterator[Mistake]:
