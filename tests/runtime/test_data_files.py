@@ -13,7 +13,11 @@ from convgen.runtime.data import load_cifar10, load_idx, load_mnist
 def idx_bytes(array):
     codes = {"uint8": 8, "int8": 9, "int16": 11, "int32": 12, "float32": 13, "float64": 14}
     head = bytes([0, 0, codes[array.dtype.name], array.ndim])
-    return head + struct.pack(f">{array.ndim}I", *array.shape) + array.astype(array.dtype.newbyteorder(">")).tobytes()
+    return (
+        head
+        + struct.pack(f">{array.ndim}I", *array.shape)
+        + array.astype(array.dtype.newbyteorder(">")).tobytes()
+    )
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "int32", "float32", "float64"])
