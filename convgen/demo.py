@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Any
 
 import numpy as np
@@ -214,16 +215,15 @@ def run(
     error = gradient_error(*digits.train)
     console.print(f"\ngradients against finite differences in float64: {error:.1e} (relative)")
     count = len(digits.train[0])
-    console.print(f"training on {digits.name}: {count} images, {chosen} epochs of SGD")
-    training = Stopwatch()
+    plan = "1 epoch" if chosen == 1 else f"{chosen} epochs"
+    console.print(f"training on {digits.name}: {count} images, {plan} of SGD")
     network = train(
         digits, epochs=chosen, seed=seed, threads=threads, folder=output, show=not quiet,
         resume=resume,
     )  # fmt: skip
     accuracy = network.evaluate(*digits.test)
     seconds = whole.seconds
-    busy = training.seconds - network.compile_seconds
-    speed = chosen * count / max(busy, 1e-9)
+    speed = harmonic_mean(e.images_per_second for e in network.history)
     files = write_files(network, digits, accuracy, output)
     console.print(
         f"[bold]test accuracy {100 * accuracy:.2f} %[/bold] ({len(digits.test[0])} images) "

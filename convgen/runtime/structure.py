@@ -8,6 +8,7 @@ else is ever run.
 from __future__ import annotations
 
 import ast
+import difflib
 import inspect
 from typing import Any
 
@@ -33,10 +34,16 @@ def parse_layer(text: str) -> Layer:
         raise DataError("not a layer", expected="a call such as Conv2d(64, 128, 3)", got=text[:80])
     kind = LAYERS.get(tree.func.id)
     if kind is None:
-        raise DataError(f"unknown layer {tree.func.id!r}", expected="one of " + ", ".join(LAYERS))
+        names = {n.lower(): n for n in LAYERS}
+        near = difflib.get_close_matches(tree.func.id.lower(), names, n=3)
+        raise DataError(
+            f"unknown layer {tree.func.id!r}",
+            expected=None if near else "one of " + ", ".join(LAYERS),
+            hint=" or ".join(names[n] for n in near) or None,
+        )
     try:
         arguments = [ast.literal_eval(a) for a in tree.args]
-        options = {k.arg: ast.literal_eval(k.value) for k in tree.keywords if k.arg}
+        options = {k.arg or "**": ast.literal_eval(k.value) for k in tree.keywords}
     except (ValueError, TypeError, RecursionError):
         raise DataError(
             f"{tree.func.id}: arguments must be numbers, strings, booleans or tuples", got=text[:80]
@@ -46,8 +53,13 @@ def parse_layer(text: str) -> Layer:
         return kind(*arguments, **options)
     except TypeError as error:
         raise DataError(
-            f"{tree.func.id}: {error}", expected=f"{tree.func.id}{inspect.signature(kind)}"
+            f"{tree.func.id}: {error}", expected=f"{tree.func.id}({_words(kind)})"
         ) from None
+
+
+def _words(kind: type[Layer]) -> str:
+    found = inspect.signature(kind).parameters.values()
+    return ", ".join(str(p.replace(annotation=p.empty)) for p in found)
 
 
 def describe(graph: Graph) -> dict[str, Any]:

@@ -65,6 +65,8 @@ def parse_shapes(items: Sequence[str]) -> dict[str, tuple[int | str, ...]]:
         if not sign or not name.strip().isidentifier():
             raise ShapeError(f"--shape {item!r}", expected="NAME=EXTENT,EXTENT,...")
         words = [w.strip() for w in extents.split(",") if w.strip()]
+        if name.strip() in found:
+            raise ShapeError(f"--shape {item!r}", expected="one shape for each tensor")
         found[name.strip()] = tuple(w if w.isidentifier() else parse_shape(w)[0] for w in words)
     return found
 
@@ -84,7 +86,7 @@ def resolve(
     if re.fullmatch(r"\s*[A-Za-z_]\w*\(.*\)\s*", text, re.DOTALL):
         layer = parse_layer(text)
         return _with_shape(Subject(repr(layer), module=layer, shape=shape))
-    if Path(text).exists():
+    if Path(text).is_file():
         _, facts = checkpoint.read_network(Path(text))
         saved = tuple(facts["shapes"][0])
         return Subject(text, module=Described(facts["graph"]), shape=shape or saved)

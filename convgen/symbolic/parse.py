@@ -241,7 +241,7 @@ class _Reader:
                 f"unknown tensor {name}",
                 where=where,
                 expected="one of " + ", ".join(self.known) if self.known else "a declared tensor",
-                hint=f"a line `tensor {name}: f32[...]`, or {name}=(...) as keyword",
+                hint=f"a line `tensor {name}: f32[...]`, or {name}=(...) / --shape {name}=...",
             )
         return self.known[name]
 

@@ -86,3 +86,18 @@ def test_unknown_layers_and_arguments_are_refused():
         parse_layer("Conv4d(1, 2, 3)")
     with pytest.raises(DataError, match="GELU.*unexpected keyword"):
         parse_layer("GELU(fast=True)")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Conv2D(3, 8, 3)", "try Conv2d"),
+        ("Bogus()", "expected one of Conv1d"),
+        ("Conv2d(3, 8, 3, strid=2)", "kernel_size, stride=1, padding=0"),
+        ("Conv2d(3, 8, 3, **{'stride': 2})", "Conv2d: "),
+    ],
+)
+def test_misspelt_layers_say_what_there_is(text: str, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        parse_layer(text)
+    assert message in str(caught.value)
