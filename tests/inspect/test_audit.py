@@ -300,6 +300,39 @@ def test_torch_functions():
     assert audit(lambda x, w, dy: dy.mm(w), LINEAR, "X").passed
 
 
+def test_gradients_of_torch_pass():
+    """Autograd of torch's own layers is right everywhere: also at ties, zeros and borders."""
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)
+    f, nn = torch.nn.functional, cg.nn
+    image = (2, 8, 14, 15)
+    layers = [
+        (nn.ConvTranspose2d(8, 4, 4, stride=2, padding=1).program(image), "XWb",
+         lambda x, w, b: f.conv_transpose2d(x, w, b, stride=2, padding=1)),
+        (nn.Conv2d(8, 6, 3, padding=1, padding_mode="circular").program(image), "XW",
+         lambda x, w, b: f.conv2d(f.pad(x, (1, 1, 1, 1), mode="circular"), w, b)),
+        (nn.Conv2d(8, 8, 3, groups=8).program(image), "XW",
+         lambda x, w, b: f.conv2d(x, w, b, groups=len(w))),
+        (nn.MaxPool2d(3, stride=2, padding=1).program(image), "X",
+         lambda x: f.max_pool2d(x, 3, 2, 1)),
+        (nn.GroupNorm(4, 8).program(image), ["X", "gamma"],
+         lambda x, g, b: f.group_norm(x, 4, g, b, 1e-5)),
+        (nn.Softmax(dim=1).program((8, 10)), "X", lambda x: f.softmax(x, 1)),
+        (cg.parse("Y[n, k] = sum(c: X[n, c] * W[k, c])", X=("N", 60), W=(40, 60)), "XW",
+         lambda x, w: x @ w.T),
+    ]  # fmt: skip
+    for program, names, forward in layers:
+        for place, name in enumerate(names):
+
+            def backward(*given, place=place, forward=forward):
+                inputs = [t.clone() for t in given[:-1]]
+                inputs[place].requires_grad_()
+                return torch.autograd.grad(forward(*inputs), inputs[place], given[-1])[0]
+
+            found = audit(backward, program, name)
+            assert found.passed, str(found)
+
+
 def test_what_is_asked_must_exist():
     with pytest.raises(DerivationError, match="one of X, W"):
         audit(grad_w, LINEAR)
