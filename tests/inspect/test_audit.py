@@ -239,7 +239,7 @@ def test_a_contribution_left_out():
 
 # --------------------------------------------------------------------- functions that are no use
 
-LINEAR = cg.parse("Y[n, k] = sum(c: X[n, c] * W[k, c])", X=(32, 64), W=(10, 64))
+LINEAR = cg.parse("Y[n, k] = sum(c: X[n, c] * W[k, c])", X=(8, 9), W=(7, 9))
 
 
 @pytest.mark.parametrize(
