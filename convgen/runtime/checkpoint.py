@@ -16,12 +16,12 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as pack
 
-from convgen.version import __version__
 from convgen.errors import DataError
 from convgen.layers.update import Optimizer
 from convgen.runtime import structure
 from convgen.runtime.plan import Plan
 from convgen.runtime.progress import Epoch
+from convgen.version import __version__
 
 if TYPE_CHECKING:
     from convgen.runtime.network import Network

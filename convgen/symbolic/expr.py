@@ -161,7 +161,7 @@ class Access(AtomicExpr):
     boundary: tuple[Boundary, ...]
     is_real = True  # type: ignore[assignment]
     is_commutative = True
-    _diff_wrt = True
+    _diff_wrt = True  # type: ignore[assignment]
 
     def __new__(
         cls,

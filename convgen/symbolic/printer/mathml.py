@@ -177,7 +177,8 @@ def _scripts(box: Scripts) -> str:
 
 def _under(box: Under) -> str:
     if box.sign in BIG:
-        sign = f'<mo movablelimits="false" largeop="false" style="font-size:1.6em">{BIG[box.sign]}</mo>'
+        look = 'movablelimits="false" largeop="false" style="font-size:1.6em"'
+        sign = f"<mo {look}>{BIG[box.sign]}</mo>"
     else:
         sign = f'<mo movablelimits="false" form="prefix">{html.escape(box.sign)}</mo>'
     if box.above:
