@@ -181,7 +181,7 @@ def test_damaged_bundles_are_refused(dense, tmp_path):
 
 
 def test_same_input_same_bytes(dense, tmp_path):
-    """In another process, with another hash seed."""
+    """In another process, with another hash seed; and once more in this one."""
     code = (
         "import sys, convgen as cg\n"
         "p = cg.parse('Y[n,k] = sum(c: X[n,c]*W[k,c]) + b[k]', X=(4, 6), W=(5, 6), b=(5,))\n"
@@ -199,6 +199,10 @@ def test_same_input_same_bytes(dense, tmp_path):
     for name, data in found.items():
         if ".so" not in name.name:
             assert data == first[name], name
+    program = cg.parse("Y[n,k] = sum(c: X[n,c]*W[k,c]) + b[k]", X=(4, 6), W=(5, 6), b=(5,))
+    export(program, tmp_path / "again", name="dense")
+    for name in ("dense.ll", "dense.o", "MANIFEST.json"):
+        assert (tmp_path / "again" / name).read_bytes() == first[Path(name)], name
 
 
 def test_manifest_digests(dense):

@@ -110,13 +110,15 @@ def join(
     part keeps its own instruction set; its entries become private under their new names.
     """
     machine = _machine(target)
+    # Names of types are those of the context: a fresh one, so that the text has no history.
+    context = llvm.create_context()
     try:
-        whole = llvm.parse_assembly(text)
+        whole = llvm.parse_assembly(text, context=context)
         whole.verify()
         passes = _passes(machine)
         passes.getModulePassManager().run(whole, passes)
         for part in parts:
-            module = llvm.parse_assembly(_for_target(part.ir, part.target))
+            module = llvm.parse_assembly(_for_target(part.ir, part.target), context=context)
             for old, new in part.names.items():
                 module.get_function(old).name = new
             whole.link_in(module)
