@@ -46,6 +46,7 @@ WORTH_SHARING = 50_000  # cycles below which one worker is enough
 UNROLLED = 160  # statements that the unrolled reduce loops of one tile may have
 MISSED = 15.0  # cycles of a jump that is guessed wrong
 SLIDING = 7  # iterations of a reduce loop that are unrolled to share what they slide along
+FAR = 4.0  # cycles of a store to a page of its own; half of it to a line
 REUSED = 16  # uses of an element in a call from which its copy is taken to serve many calls
 CODE = 5e-4  # what a statement of the tile adds: equal candidates are told apart by size
 
@@ -418,15 +419,18 @@ def _store_cycles(
     total = height * vectors * facts.epilogue / machine.fma_rate
     for strides in facts.store_strides:
         along = strides.get(candidate.vector, 0) if candidate.vector else 1
-        rows = max((max(c) for n, c in candidate.tile if strides.get(n) == 1), default=1)
+        rows = _run(candidate, strides)
+        far = along is None or abs(along) * facts.bytes >= PAGE
         if along == 1:
             total += height * vectors
         elif rows > 1:  # transposed in registers
             together = rows == along  # whole lines, the vectors interleaved
             rows = min(rows, facts.lanes)
-            total += height * vectors * (rows if together else 4 + facts.lanes / rows)
+            turned = 4 + facts.lanes / rows
+            total += height * vectors * (min(rows, turned) if together else turned)
+            if not together:
+                total += (FAR if far else FAR / 2) * height * width / rows
         else:
-            far = along is None or abs(along) * facts.bytes >= PAGE
             total += height * width * machine.scatter * (3 if far else 1)
     for operand in facts.operands:
         if operand.body:
@@ -436,6 +440,15 @@ def _store_cycles(
         if operand.edged or operand.omits:
             total += 3 * height * vectors
     return total
+
+
+def _run(candidate: Candidate, strides: dict[str, int | None]) -> int:
+    """Elements side by side in memory that the other loops of the tile make up."""
+    run = 1
+    for stride, size in sorted((strides.get(n) or 0, max(c)) for n, c in candidate.tile):
+        if stride == run:
+            run *= size
+    return run
 
 
 def _score_reduce(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
