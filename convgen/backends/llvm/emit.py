@@ -8,7 +8,7 @@ each buffer (noalias, readonly, align). Registers are SSA values; loops and cond
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from typing_extensions import assert_never
 
@@ -21,7 +21,7 @@ from convgen.backends.llvm.builder import (
     memory_type,
 )
 from convgen.backends.llvm.ops import convert, emit_op
-from convgen.backends.llvm.scope import Scope, forget
+from convgen.backends.llvm.scope import Scope, forget, statements
 from convgen.backends.llvm.transpose import Waiting, may_wait, store_run
 from convgen.errors import InternalError
 from convgen.ir.layout import scratch_offsets
@@ -115,25 +115,6 @@ def _constant(buffer: Buffer) -> str:
 
 def _quoted(name: str) -> str:
     return name if name.replace("_", "a").replace(".", "a").isalnum() else f'"{name}"'
-
-
-def statements(stmt: Stmt) -> Iterator[Stmt]:
-    """A statement and everything inside it."""
-    yield stmt
-    match stmt:
-        case Block(body):
-            for one in body:
-                yield from statements(one)
-        case For(body=body) | Let(body=body):
-            yield from statements(body)
-        case If(_, then, orelse):
-            yield from statements(then)
-            if orelse is not None:
-                yield from statements(orelse)
-        case Set() | Store():
-            return
-        case _:
-            assert_never(stmt)
 
 
 class _Phase:

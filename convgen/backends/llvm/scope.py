@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+
+from typing_extensions import assert_never
 
 from convgen.affine import Affine, FloorDiv, Mod
 from convgen.backends.llvm.builder import Builder, Value
 from convgen.errors import InternalError
+from convgen.ir.nodes import Block, For, If, Let, Set, Stmt, Store
 
 
 @dataclass
@@ -81,3 +85,22 @@ def forget(known: dict[object, str], var: str) -> dict[object, str]:
         if var not in whole.names():
             kept[key] = value
     return kept
+
+
+def statements(stmt: Stmt) -> Iterator[Stmt]:
+    """A statement and everything inside it."""
+    yield stmt
+    match stmt:
+        case Block(body):
+            for one in body:
+                yield from statements(one)
+        case For(body=body) | Let(body=body):
+            yield from statements(body)
+        case If(_, then, orelse):
+            yield from statements(then)
+            if orelse is not None:
+                yield from statements(orelse)
+        case Set() | Store():
+            return
+        case _:
+            assert_never(stmt)
