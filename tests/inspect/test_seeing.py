@@ -174,6 +174,23 @@ def test_gradient_of_a_value_the_source_does_not_reach_is_zero(network):
     assert not found["4"].any() and (found["2"] == 1).all()
 
 
+def test_memory_is_that_of_what_is_asked_for():
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 300))
+    network = Network(layers, [(1, 1, 8, 8)])
+    bare = network.pullback(wrt=["input0"])
+    assert bare.plan.bytes < network.weights.vector.nbytes  # no gradient of the weights
+    assert network.pullback(weights=True).plan.bytes > network.weights.vector.nbytes
+    near = network.pullback(sources=["1"], wrt=["input0"])
+    assert {call.title for call in near.plan.calls} == {"1", "d.1"}  # nothing behind the source
+    for wrong in ((), (np.zeros((1, 1, 8, 8)),) * 2):
+        with pytest.raises(DataError, match="inputs"):
+            bare(*wrong)
+    with pytest.raises(DataError, match="cotangents"):
+        bare.back()
+    with pytest.raises(DataError, match="cotangent of output0"):
+        bare.back(np.zeros((1, 2)))
+
+
 def test_steps_by_hand_equal_fit():
     rng = np.random.default_rng(5)
     x, y = rng.standard_normal((4, 6)), rng.integers(0, 3, 4)

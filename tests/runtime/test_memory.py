@@ -31,18 +31,19 @@ def bound(network):
 
 
 def test_small_memory_keeps_no_packed_weights():
-    fast = Network(small(), [(1, 3, 8, 8)])
-    lean = Network(small(), [(1, 3, 8, 8)], memory="small")
-    x = np.random.default_rng(0).standard_normal((3, 3, 8, 8)).astype(np.float32)
+    layers = nn.Sequential(nn.Linear(256, 192), nn.ReLU(), nn.Linear(192, 256), nn.Linear(256, 64))
+    fast = Network(layers, [(32, 256)])
+    lean = Network(layers, [(32, 256)], memory="small")
+    x = np.random.default_rng(0).standard_normal((40, 256)).astype(np.float32)
     assert np.array_equal(fast.predict(x), lean.predict(x))
     usage, less = fast.memory(), lean.memory()
     assert less["prepared"] == 0 < usage["prepared"]
     assert sum(less.values()) < sum(usage.values())
     assert less["weights"] == usage["weights"] >= 4 * lean.parameters
-    lean.weights["4.weight"][...] = 0
-    assert np.array_equal(lean.predict(x), np.broadcast_to(lean.weights["4.bias"], (3, 16)))
+    lean.weights["3.weight"][...] = 0  # nothing is kept, so there is nothing to make anew
+    assert np.array_equal(lean.predict(x), np.broadcast_to(lean.weights["3.bias"], (40, 64)))
     with pytest.raises(ShapeError, match="memory 'tiny'"):
-        Network(small(), [(1, 3, 8, 8)], memory="tiny")
+        Network(layers, [(32, 256)], memory="tiny")
 
 
 def test_a_large_linear_layer_is_not_packed_at_batch_1():

@@ -40,7 +40,8 @@ class BackwardTape(NetworkTape):
     ) -> None:
         super().__init__(graph, weights, build, training)
         self.wanted, self.trains = frozenset(wrt), trains
-        self.gradient = self.builder.region("gradient", weights.vector.shape, kept=True)
+        extent = weights.vector.shape if trains else (0,)
+        self.gradient = self.builder.region("gradient", extent, kept=True)
         self.backwards: dict[int, tuple[Program, dict[str, Region]]] = {}
         self.cotangents: dict[int, list[Region]] = {}
         self.trained = set(weights.places)
