@@ -19,6 +19,9 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+# Imported here, since a later import of the module of that name would hide the function.
+from convgen.target import Target as Target
+from convgen.target import target as target
 from convgen.version import __version__ as __version__
 
 _DSL = (
