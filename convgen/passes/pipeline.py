@@ -8,10 +8,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeAlias
 
 from convgen import knobs
-from convgen.errors import InternalError, ScheduleError
+from convgen.errors import InternalError, ScheduleError, UserError
 from convgen.ir.interpret import difference, work
 from convgen.ir.interpret.compare import WORK_LIMIT
 from convgen.ir.nodes import Form, Kernel, Layout
@@ -89,6 +90,22 @@ def _schedule_of(schedule: Schedule | str | None, nest: Kernel, target: Target) 
     return schedule
 
 
+def write_dump(folder: Path, name: str, text: str) -> None:
+    """A file under CONVGEN_DUMP; UserError where that cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text.rstrip("\n") + "\n")
+    except OSError as error:
+        raise UserError(
+            "CONVGEN_DUMP", expected="a folder that can be written", got=str(error)
+        ) from None
+
+
+def watched() -> bool:
+    """True when a knob asks to see or check the stages: they must be made, not taken from disk."""
+    return knobs.DEBUG.value >= 2 or knobs.DUMP.value is not None or knobs.VERIFY.value >= 1
+
+
 @dataclass
 class _Watch:
     """Prints, writes and checks stages as the knobs ask."""
@@ -131,7 +148,5 @@ class _Watch:
         """One numbered file under CONVGEN_DUMP."""
         folder = knobs.DUMP.value
         if folder is not None:
-            place = folder / self.before.name
-            place.mkdir(parents=True, exist_ok=True)
-            (place / f"{self.count:02}-{stage}.txt").write_text(text.rstrip("\n") + "\n")
+            write_dump(folder / self.before.name, f"{self.count:02}-{stage}.txt", text)
             self.count += 1

@@ -121,7 +121,7 @@ def build_program(
         "in_place": in_place,
     }
     key = key_of(made_from, machine)
-    record = cache.load(key)
+    record = None if pipeline.watched() else cache.load(key)
     if record is None:
         built = _compile(program, machine, schedule, in_place)
         built.made_from = made_from
@@ -280,6 +280,5 @@ def _announce(built: Built) -> None:
         print(built.text("asm"), file=sys.stderr)
     if knobs.DUMP.value is not None:
         place = knobs.DUMP.value / built.name
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "90-optimized.ll").write_text(built.text("llvm"))
-        (place / "91-assembly.s").write_text(built.text("asm"))
+        pipeline.write_dump(place, "90-optimized.ll", built.text("llvm"))
+        pipeline.write_dump(place, "91-assembly.s", built.text("asm"))

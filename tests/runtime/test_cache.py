@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from convgen import knobs
+from convgen.errors import UserError
 from convgen.runtime import build, cache
 from convgen.runtime.cache import Record
 from convgen.runtime.kernel import compile
@@ -193,6 +194,23 @@ def test_a_warm_start_compiles_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         with pytest.raises(AssertionError, match="compiled again"):
             other()
+
+
+def test_stages_that_are_asked_for_are_made_anew(tmp_path: Path) -> None:
+    build.build_program(program())
+    assert build.build_program(program()).from_cache
+    with knobs.override(VERIFY=1):
+        assert not build.build_program(program()).from_cache
+    with knobs.override(DUMP=tmp_path / "stages"):
+        build.build_program(program())
+    (place,) = (tmp_path / "stages").iterdir()
+    names = sorted(f.name.split("-")[1].split(".")[0] for f in place.iterdir())
+    assert names == sorted(
+        ["lower", "schedule", "flatten", "math", "legalize", "optimized", "assembly"]
+    )
+    (tmp_path / "taken").write_text("")
+    with knobs.override(DUMP=tmp_path / "taken"), pytest.raises(UserError, match="CONVGEN_DUMP"):
+        build.build_program(program())
 
 
 def test_a_changed_source_is_another_key(monkeypatch: pytest.MonkeyPatch) -> None:
