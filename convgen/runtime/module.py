@@ -168,6 +168,7 @@ class Graph:
                 )
             path = f"{type(layer).__name__.lower()}_{len(self.nodes)}"
             self._paths[id(layer)] = path
+        place = f"layer {path}" if path else "the layer"
         try:
             shape = layer.output_shape(*shapes)
         except ShapeError as error:
@@ -175,7 +176,7 @@ class Graph:
                 error.message,
                 expected=error.expected,
                 got=error.got,
-                where=f"layer {path}" if error.where is None else f"layer {path}, {error.where}",
+                where=place if error.where is None else f"{place}, {error.where}",
                 hint=error.hint,
             ) from None
         for value, dtype in zip(values, layer.input_dtypes(*shapes), strict=True):
@@ -184,7 +185,7 @@ class Graph:
                     f"{layer!r} reads a value of another dtype",
                     expected=str(dtype or "the network's floats"),
                     got=str(value.dtype or "the network's floats"),
-                    where=f"layer {path}",
+                    where=place,
                 )
         known = {p for _, p, _ in self.specs}
         if path not in known:

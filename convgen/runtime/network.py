@@ -47,9 +47,9 @@ def _input_shape(shape: Sequence[int]) -> Shape:
         extents = tuple(operator.index(e) for e in shape)
     except TypeError:
         extents = ()
-    if not extents or min(extents) < 0:
+    if not extents or min(extents) < 1:
         raise ShapeError(
-            "shape of the input", expected="integers >= 0, batch first", got=repr(shape)
+            "shape of the input", expected="integers >= 1, batch first", got=repr(shape)
         )
     return extents
 
@@ -78,6 +78,11 @@ class Network(ShowsNetwork):
             raise ShapeError(f"mode {mode!r}", expected="'train' or 'infer'")
         if memory not in ("fast", "small"):
             raise ShapeError(f"memory {memory!r}", expected="'fast' or 'small'")
+        if not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise DataError("seed=", expected="an integer >= 0", got=repr(seed))
+        if not dtype_of(dtype).is_float:
+            raise DataError("dtype= of a network", expected="f32 or f64", got=str(dtype))
+        thread_count(threads)
         self.module, self.mode = module, mode
         self.shapes = [_input_shape(s) for s in shapes]
         self.dtype = dtype_of(dtype)

@@ -64,6 +64,11 @@ def fit(
     size = network.shapes[0][0]
     if batch not in (None, size):
         raise DataError(f"batch={batch}", expected=f"the compiled batch size {size}")
+    for what, value, kind in (("loss", loss, Loss), ("optimizer", optimizer, Optimizer)):
+        if not isinstance(value, kind):
+            raise DataError(f"{what}=", expected=f"a {what} made by its class", got=repr(value))
+    if not isinstance(epochs, (int, np.integer)) or epochs < 0:
+        raise DataError("epochs=", expected="an integer >= 0", got=repr(epochs))
     if patience is not None and validation is None:
         raise DataError("patience needs validation=(x, y)")
     source = _source(network, x, y, loss, augment)

@@ -1,5 +1,6 @@
 """Wrong types handed to the public functions: a UserError that says what was expected."""
 
+import numpy as np
 import pytest
 
 import convgen as cg
@@ -24,8 +25,8 @@ CALLS = {
     "accuracy": (lambda: cg.compile(LAYER, accuracy="x"), "expected a number above 0, got 'x'"),
     "text": (lambda: cg.compile("Y[i] = X[i]"), "try cg.parse(text)"),
     "input": (lambda: cg.compile(cg.nn.ReLU(), input=3), "expected the shape, batch first"),
-    "batch": (lambda: cg.compile(cg.nn.ReLU(), input=(-1, 2)), "expected integers >= 0"),
-    "fraction": (lambda: cg.compile(cg.nn.ReLU(), input=(1.5, 2)), "expected integers >= 0"),
+    "batch": (lambda: cg.compile(cg.nn.ReLU(), input=(-1, 2)), "expected integers >= 1"),
+    "fraction": (lambda: cg.compile(cg.nn.ReLU(), input=(1.5, 2)), "expected integers >= 1"),
     "axes": (lambda: cg.axes(3), "expected text such as 'n k y x'"),
     "size": (lambda: cg.size(3), "expected an identifier, got 3"),
     "name": (lambda: cg.tensor(3, (1,)), "expected an identifier, got 3"),
@@ -50,3 +51,16 @@ def test_products_of_axes_are_no_index() -> None:
         X[i * j, 0]
     with pytest.raises(FormulaError, match="not affine"):
         X[2 * i * j + 1, 0]
+
+
+def test_networks_refuse_what_is_no_setting() -> None:
+    net = cg.nn.Sequential(cg.nn.Linear(2, 3))
+    for options in ({"seed": "a"}, {"seed": -1}, {"dtype": "i32"}, {"threads": "a"}):
+        with pytest.raises(UserError, match=next(iter(options))):
+            cg.compile(net, input=(4, 2), **options)
+    network = cg.compile(net, input=(4, 2))
+    x, y = np.zeros((4, 2), np.float32), np.zeros(4, np.int64)
+    good = {"loss": cg.nn.CrossEntropyLoss(), "optimizer": cg.optim.SGD(0.1), "epochs": 1}
+    for name, value in (("loss", "ce"), ("optimizer", "sgd"), ("epochs", "x"), ("epochs", -1)):
+        with pytest.raises(UserError, match=f"{name}="):
+            network.fit(x, y, **{**good, name: value}, show=False)
