@@ -234,11 +234,6 @@ def reduce_names(nest: Nest) -> tuple[str, ...]:
     return tuple(f"{r.combiner.name}{i}" for i, r in enumerate(nest.reduces))
 
 
-def nest_text(nest: Nest) -> str:
-    """The loops of a nest as they run; attached producers stand inside their loop."""
-    return "\n".join(_nest_lines(nest, ""))
-
-
 def names_of(nest: Nest) -> Names:
     """The names that the expressions of a nest are printed with."""
     several = {i for i, r in enumerate(nest.reduces) if len(r.combiner.project) > 1}
@@ -364,11 +359,6 @@ def combiner_text(combiner: Combiner) -> str:
 
 # ---------------------------------------------------------------------------------------------
 # Statements
-
-
-def stmt_text(stmt: Stmt) -> str:
-    """A statement tree of the FLAT form."""
-    return "\n".join(_stmt_lines(stmt, ""))
 
 
 def _stmt_lines(stmt: Stmt, pad: str) -> list[str]:

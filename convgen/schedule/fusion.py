@@ -29,7 +29,6 @@ from convgen.schedule.directives import (
     split,
     vectorize,
 )
-from convgen.schedule.directives.base import all_nests
 from convgen.schedule.directives.together import joinable
 from convgen.schedule.streams import is_light, iterations
 from convgen.target import Target
@@ -241,11 +240,6 @@ def _steps_evenly(nest: Nest, kernel: Kernel, loop: str) -> Iterator[bool]:
     places += [(s.buffer, s.index) for s in nest.stores]
     for buffer, index in places:
         yield stride_of(kernel.buffer(buffer), index, nest, loop) in (0, 1)
-
-
-def inner_nests(kernel: Kernel) -> list[Nest]:
-    """Nests that are computed inside others."""
-    return [n for n in all_nests(kernel) if n not in list(kernel.nests())]
 
 
 def _read(nest: Nest) -> list[str]:

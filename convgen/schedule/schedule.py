@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from convgen.ir.nodes import Form, Kernel
@@ -54,8 +53,3 @@ def parse_schedule(text: str) -> Schedule:
     True
     """
     return Schedule(parse_directives(text))
-
-
-def schedule_of(directives: Iterable[Directive]) -> Schedule:
-    """A schedule from directives."""
-    return Schedule(tuple(directives))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -14,7 +13,6 @@ from convgen.symbolic.boundary import Boundary
 from convgen.symbolic.build import canonical, map_definition, retarget
 from convgen.symbolic.expr import Extent, Padded, Size, Stage, Tensor
 from convgen.symbolic.proofs import Proof, check_program
-from convgen.symbolic.reductions import Reduction
 
 
 @dataclass(frozen=True)
@@ -208,16 +206,6 @@ class Program:
     def __str__(self) -> str:
         """The text form; ``parse(str(program))`` gives the same program."""
         return printer.text(self)
-
-
-def program_reductions(program: Program) -> Iterable[Reduction]:
-    """The reductions used, each once, in order of first use."""
-    found: dict[str, Reduction] = {}
-    for stage in program.stages:
-        for piece in stage.pieces:
-            for reduce in piece.reduces:
-                found.setdefault(reduce.reduction.name, reduce.reduction)
-    return found.values()
 
 
 def require_program(value: Any, where: str) -> Program:

@@ -3,7 +3,7 @@ decide between scalars, vectors and gathers. No lane that is read lies outside i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from convgen.affine import Affine, Constraint
@@ -207,8 +207,3 @@ class Elements(Values):
         return self.emitter.share(
             VectorLoad(load.buffer, where, load.stride, load.dtype, load.lanes, load.valid, mask)
         )
-
-
-def joined_limits(parts: Iterator[list[Constraint]]) -> tuple[Constraint, ...]:
-    """Conditions of several expressions, each once."""
-    return tuple(dict.fromkeys(c for part in parts for c in part))

@@ -55,9 +55,6 @@ class Scope:
         """An expression over axes as one over live variables (and loops not entered yet)."""
         return simplify_affine(value.substitute(axes).substitute(self.values), self.ranges)
 
-    def resolve_condition(self, condition: Constraint, axes: Mapping[str, Affine]) -> Constraint:
-        return replace(condition, value=self.resolve(condition.value, axes))
-
 
 def verdict(condition: Constraint, ranges: Ranges) -> bool | None:
     """True or False when the ranges decide the condition, else None. Names without a range leave
