@@ -61,11 +61,13 @@ def build_stages(
     target: Target | str = "native",
     layouts: Mapping[str, Layout] | None = None,
     legalizing: Sequence[Pass] = (),
+    label: str | None = None,
 ) -> Built:
-    """As `build`, with every stage kept for reports."""
+    """As `build`, with every stage kept for reports. label: the folder under CONVGEN_DUMP, by
+    default the kernel's name."""
     machine = target_of(target)
     nest = lower(subject, layouts) if isinstance(subject, Program) else subject
-    watch = _Watch(nest)
+    watch = _Watch(nest, label or nest.name)
     if isinstance(subject, Program):
         watch.write("program", str(subject))
     watch.see("lower", nest)
@@ -111,6 +113,7 @@ class _Watch:
     """Prints, writes and checks stages as the knobs ask."""
 
     before: Kernel
+    label: str
     shown: str = ""
     count: int = field(default=0)
 
@@ -148,5 +151,5 @@ class _Watch:
         """One numbered file under CONVGEN_DUMP."""
         folder = knobs.DUMP.value
         if folder is not None:
-            write_dump(folder / self.before.name, f"{self.count:02}-{stage}.txt", text)
+            write_dump(folder / self.label, f"{self.count:02}-{stage}.txt", text)
             self.count += 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 import threading
 import time
@@ -123,7 +125,7 @@ def build_program(
     key = key_of(made_from, machine)
     record = None if pipeline.watched() else cache.load(key)
     if record is None:
-        built = _compile(program, machine, schedule, in_place)
+        built = _compile(program, machine, schedule, in_place, _label(program.name, made_from))
         built.made_from = made_from
         cache.store(key, _record_of(built))
     else:
@@ -160,14 +162,24 @@ def origin_facts(origin: Origin | None) -> dict[str, Any] | None:
     }
 
 
+def _label(name: str, made_from: Mapping[str, Any]) -> str:
+    """A folder's name for the dumped stages: kernels of one name do not overwrite each other."""
+    parts = [made_from[k] for k in ("program", "schedule", "target", "in_place")]
+    return f"{name}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:6]}"
+
+
 def _compile(
-    program: Program, machine: Target, schedule: Schedule | str | None, in_place: bool
+    program: Program,
+    machine: Target,
+    schedule: Schedule | str | None,
+    in_place: bool,
+    label: str,
 ) -> Built:
     """The road: formula, loops, schedule, statements, machine code."""
     kernel = lower(program)
     if in_place:
         kernel = _with_updates(kernel, program)
-    stages = pipeline.build_stages(kernel, schedule, machine)
+    stages = pipeline.build_stages(kernel, schedule, machine, label=label)
     artifact = _backend().compile_kernel(stages.flat, machine)
     texts = {"loops": kernel_text(stages.scheduled), "llvm": artifact.ir}
     reads, writes = _prepared(stages.flat)
@@ -279,6 +291,6 @@ def _announce(built: Built) -> None:
     if level >= 5:
         print(built.text("asm"), file=sys.stderr)
     if knobs.DUMP.value is not None:
-        place = knobs.DUMP.value / built.name
+        place = knobs.DUMP.value / _label(built.name, built.made_from)
         pipeline.write_dump(place, "90-optimized.ll", built.text("llvm"))
         pipeline.write_dump(place, "91-assembly.s", built.text("asm"))
