@@ -94,7 +94,7 @@ def test_peak_loop_computes_its_chains():
     assert np.allclose(y.reshape(2, 4), x[4:8] / (1 - x[:4]))
 
 
-SMALL = Case("small", 1, 16, 8, 32, 3, 1, 1)
+SMALL = Case("small", 1, 64, 10, 64, 3, 1, 1)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
