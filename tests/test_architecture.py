@@ -49,7 +49,17 @@ SPOKEN_IN = {
     "threading": CLOCKS, "_thread": CLOCKS, "concurrent": CLOCKS, "multiprocessing": CLOCKS,
     "time": CLOCKS, "timeit": CLOCKS,
 }  # fmt: skip
-OPTIONAL = {"torch", "jax", "onnx", "onnxruntime", "openvino", "jinja2", "matplotlib", "sklearn", "PIL"}
+OPTIONAL = {
+    "torch",
+    "jax",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "jinja2",
+    "matplotlib",
+    "sklearn",
+    "PIL",
+}
 FORBIDDEN_STANDARD = {"pickle", "shelve", "marshal"}
 
 NAMED_LAYERS = {"conv", "convolution", "pooling", "lenet"}

@@ -132,7 +132,7 @@ def score(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
 
 
 def _for_width(machine: Machine, width: int, lanes: int) -> Machine:
-    """The rates for vectors of so many lanes: where whole ones take two turns, short ones do not."""
+    """The rates for vectors of so many lanes: whole ones may take two turns, short ones do not."""
     short = 1
     while short < min(width, lanes):
         short *= 2
