@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from convgen.runtime.module import Module
 from convgen.runtime.network import Network
 from convgen.runtime.structure import Described
 from convgen.runtime.tune import tune
+from convgen.symbolic.derive import grad
 from convgen.symbolic.program import Program
 
 
@@ -29,13 +30,16 @@ def compile(
     For a layer or module: input is the shape (batch included), or a list of shapes for several
     inputs; mode "train" or "infer"; options dtype, target, threads, seed as in `Network`. For a
     Program the options are those of `convgen.runtime.kernel.compile`: schedule, target, threads,
-    accuracy; with search=8, instead of a schedule, the eight best of the cost model are measured
-    and the fastest is kept, on disk too. Raises UserErrors for shapes, schedules and targets that
-    do not fit.
+    accuracy; wrt=["X"] compiles its gradients instead. With search=8, instead of a schedule, the
+    eight best of the cost model are measured and the fastest is kept, on disk too. Raises
+    UserErrors for shapes, options, schedules and targets that do not fit.
     """
     if isinstance(subject, Program):
         if input is not None:
             raise ShapeError("input= is for layers and networks; a program has its own shapes")
+        _check_options(options)
+        wrt = options.pop("wrt", None)
+        subject = subject if wrt is None else grad(subject, wrt)
         if search:
             if options.get("schedule") is not None:
                 raise ScheduleError("a schedule and a search for one", expected="one of them")
@@ -62,6 +66,22 @@ def compile(
     several = bool(input) and isinstance(input[0], Sequence)
     shapes = [tuple(s) for s in input] if several else [tuple(input)]
     return Network(subject, shapes, mode=mode, **options)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that a program's kernel does not have."""
+    known = ("schedule", "target", "threads", "accuracy", "wrt", "search")
+    for name in options:
+        if name not in known:
+            hints = {
+                "dtype": "declare the tensors with that dtype",
+                "memory": "memory= is for networks; a kernel reports its workspace",
+            }
+            raise ShapeError(
+                f"compile of a program has no option {name!r}",
+                expected="one of " + ", ".join(known),
+                hint=hints.get(name),
+            )
 
 
 def load(path: str | Path, *, batch: int | None = None, mode: str = "train", **options: Any) -> Any:

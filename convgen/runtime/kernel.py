@@ -50,7 +50,8 @@ def compile(
     target     native, x86-64-v2, x86-64-v3, x86-64-v4 or aarch64
     threads    None: as set_num_threads, CONVGEN_NUM_THREADS or the cores say
     accuracy   largest error allowed, relative to the largest output; direct kernels stay below
-               1e-5 in float32, algorithms that round more are used only where this allows
+               1e-5 in float32, algorithms that round more are used only where this allows (so
+               far every kernel is direct)
 
     Symbolic sizes are read off the arrays at each call; every combination is compiled once.
 

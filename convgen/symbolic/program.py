@@ -25,7 +25,7 @@ class Origin:
     flip: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Program:
     """A layer: stages in order, from inputs to outputs.
 
@@ -206,6 +206,9 @@ class Program:
     def __str__(self) -> str:
         """The text form; ``parse(str(program))`` gives the same program."""
         return printer.text(self)
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def require_program(value: Any, where: str) -> Program:
