@@ -194,11 +194,13 @@ def _show_network(found: Any, as_json: bool) -> None:
             "×".join(map(str, row["shape"])),
             f"{row['parameters']:,}" if row["parameters"] else "",
             f"{row['multiply_adds']:,}" if row["multiply_adds"] else "",
+            _field(row),
         )
         for row in rows
     ]
-    cells.append(("", "total", "", *(f"{v:,}" for v in totals.values())))
-    _print_table(("", "layer", "output", "parameters", "multiply-adds"), cells)
+    cells.append(("", "total", "", *(f"{v:,}" for v in totals.values()), ""))
+    head = ("", "layer", "output", "parameters", "multiply-adds", "receptive field")
+    _print_table(head, cells)
     click.echo(memory_line(memory))
 
 
@@ -637,6 +639,15 @@ def _cells(row: Any) -> list[str]:
     return [*cells, row.peer, f"{row.peer_gflops:.1f}", f"{row.ratio:.2f}", f"{row.error:.1e}"]
 
 
+def _field(row: dict[str, Any]) -> str:
+    """The receptive field and its stride, "14×14 /4"; nothing where a layer reads the whole map."""
+    if not row["receptive_field"]:
+        return ""
+    size, stride = (list(dict.fromkeys(row[k])) for k in ("receptive_field", "stride"))
+    sizes = size * 2 if len(size) == 1 else size
+    return f"{'×'.join(f'{s:g}' for s in sizes)} /{'×'.join(f'{s:g}' for s in stride)}"
+
+
 def _print_table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
     from rich import box
     from rich.console import Console
@@ -645,7 +656,11 @@ def _print_table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None
     table = Table(*head, box=box.SIMPLE)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:  # files and pipes have no width to keep to
+        wide = Console(width=1000).measure(table).maximum
+        console = Console(width=max(console.width, wide))
+    console.print(table)
 
 
 def main() -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Any
+from typing import Any, TypeAlias
 
-from convgen.runtime.module import Graph
+from convgen.errors import ShapeError
+from convgen.layers.arithmetic import Reach, windows_of
+from convgen.runtime.module import Graph, Node
 from convgen.types import DType, f32
 
 
 def rows_of(graph: Graph) -> list[dict[str, Any]]:
     """One row for each node: path, layer (its constructor call), shape of the output (with batch),
-    parameters (of a shared layer at its first use only), multiply_adds for one sample."""
+    parameters (of a shared layer at its first use only), multiply_adds for one sample, and the
+    receptive_field of one position with its stride in inputs of the network, one for each spatial
+    dimension (None once a layer reads the whole map)."""
+    reaches = reaches_of(graph)
     rows: list[dict[str, Any]] = []
     counted: set[str] = set()
     for node in graph.nodes:
@@ -25,9 +30,60 @@ def rows_of(graph: Graph) -> list[dict[str, Any]]:
                 "shape": list(graph.values[node.output].shape),
                 "parameters": sum(prod(s.shape) for s in specs if s.trained),
                 "multiply_adds": node.layer.multiply_adds(*shapes) // max(shapes[0][0], 1),
+                "receptive_field": _part(reaches[node.output], "size"),
+                "stride": _part(reaches[node.output], "stride"),
             }
         )
     return rows
+
+
+Reaches: TypeAlias = "tuple[Reach, ...] | None"
+
+
+def _part(reaches: Reaches, name: str) -> list[float] | None:
+    return None if reaches is None else [getattr(r, name) for r in reaches]
+
+
+def reaches_of(graph: Graph) -> dict[int, Reaches]:
+    """Value number -> the receptive field of one of its positions, a Reach for each spatial
+    dimension; None where a layer before it reads the whole map, or branches of different strides
+    meet.
+
+    >>> from convgen.layers import Conv2d, MaxPool2d
+    >>> from convgen.runtime.module import Sequential, trace
+    >>> graph = trace(Sequential(Conv2d(1, 4, 5), MaxPool2d(2)), [(1, 1, 28, 28)])
+    >>> reaches_of(graph)[2][0]
+    Reach(size=6, stride=2, start=0)
+    """
+    found: dict[int, Reaches] = {
+        v.number: (Reach(),) * max(len(v.shape) - 2, 0) for v in graph.inputs
+    }
+    for node in graph.nodes:
+        reach = _through(node, [found[i] for i in node.inputs], graph)
+        found |= dict.fromkeys(node.outputs, reach)
+    return found
+
+
+def _through(node: Node, inputs: list[Reaches], graph: Graph) -> Reaches:
+    shape = graph.values[node.output].shape
+    before = inputs[0]
+    if before is None or len(shape) - 2 != len(before) or not before:
+        return None
+    for other in inputs[1:]:
+        if other is None or len(other) != len(before):
+            return None
+        try:
+            before = tuple(a.join(b) for a, b in zip(before, other, strict=True))
+        except ShapeError:
+            return None
+    kernel = getattr(node.layer, "kernel_size", ())
+    same = shape[2:] == graph.values[node.inputs[0]].shape[2:]
+    if not isinstance(kernel, tuple) or len(kernel) not in (0, len(before)):  # pyright: ignore
+        return None
+    windows = windows_of(node.layer) if kernel else ()
+    if not windows:  # position by position, or over the whole map
+        return before if same else None
+    return tuple(r.through(w) for r, w in zip(before, windows, strict=True))
 
 
 def memory_of(graph: Graph, dtype: DType = f32) -> dict[str, int]:
