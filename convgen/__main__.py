@@ -474,7 +474,11 @@ def conv(
     for name, mean in means.items():
         click.echo(f"geometric mean of the ratio, {name}: {mean:.2f}")
     if any(row.share_of_peak > 1 for row in rows):
-        click.echo("a kernel above the peak: the peak was read too low; measure again", err=True)
+        click.echo(
+            "above the peak: multiply-adds with the padding are counted and need not be carried "
+            "out; without padding, the peak was read too low: measure again",
+            err=True,
+        )
     if file is not None:
         text = {"rows": [row.as_json() for row in rows], "geometric_means": means}
         file.write_text(json.dumps(text, indent=1) + "\n")

@@ -89,14 +89,21 @@ SMALL = {
     "alexnet": (0.02, None, {}),
     "zfnet": (0.02, None, {}),
     "overfeat": (0.02, None, {}),
-    "vgg11_lrn": (0.04, (3, 224, 224), {}),
-    "vgg16_1x1": (0.04, (3, 224, 224), {}),
+    "vgg11_lrn": (0.03, None, {}),
+    "vgg11": (0.03, None, {}),
+    "vgg13": (0.03, None, {}),
+    "vgg16_1x1": (0.03, None, {}),
+    "vgg16": (0.03, None, {}),
+    "vgg19": (0.03, None, {}),
     "googlenet": (0.05, (3, 64, 64), {}),
     "inception_factorised": (0.05, (3, 64, 64), {}),
     "nin": (0.05, None, {}),
     "plain34": (0.05, (3, 64, 64), {}),
     "resnet18": (0.1, (3, 64, 64), {}),
+    "resnet34": (0.05, (3, 64, 64), {}),
     "resnet50": (0.05, (3, 64, 64), {}),
+    "resnet101": (0.05, (3, 64, 64), {}),
+    "resnet152": (0.05, (3, 64, 64), {}),
     "densenet121": (0.1, (3, 64, 64), {}),
     "alphago": (0.04, None, {}),
     "jarrett": (0.2, None, {}),
@@ -110,6 +117,7 @@ SMALL = {
     "mlp": (0.05, None, {}),
 }
 QUICK = ("lenet5", "resnet18", "unet", "segnet", "tiled_cnn", "mlp")
+assert SMALL.keys() == NETWORKS.keys()
 CLASSED = {"alphago", "dcgan_generator", "dcgan_discriminator"}
 
 
