@@ -75,7 +75,21 @@ def fit(
     trainer = _Trainer(network, source, loss, optimizer, seed, schedule, metrics or {})
     if resume is not None:
         trainer.resume(Path(resume))
-    steps = trainer.stream.steps(epochs)
+    keep = None if checkpoints is None else Path(checkpoints)
+    _run(trainer, trainer.stream.steps(epochs), validation, patience, keep, show)
+    return network.history
+
+
+def _run(
+    trainer: _Trainer,
+    steps: int,
+    validation: tuple[Any, Any] | None,
+    patience: int | None,
+    keep: Path | None,
+    show: bool,
+) -> None:
+    """All steps that are left, with what follows each epoch."""
+    network = trainer.network
     ahead = Prefetch(trainer.make, network.step, steps)
     try:
         with progress.Bar(steps, network.step, show) as bar:
@@ -85,15 +99,14 @@ def fit(
                 if not trainer.epoch_ends(steps):
                     continue
                 trainer.finish_epoch(validation)
-                if checkpoints is not None:
-                    trainer.save(Path(checkpoints))
+                if keep is not None:
+                    trainer.save(keep)
                 if patience is not None and trainer.is_stuck(patience):
                     break
     finally:
         ahead.close()
     if patience is not None:
         trainer.take_best()
-    return network.history
 
 
 def _source(network: Network, x: Any, y: Any, loss: Loss, augment: Change | None) -> Source:
