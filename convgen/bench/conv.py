@@ -140,7 +140,7 @@ def _measure_one(
     def spin() -> None:
         fastest[0] = min(fastest[0], loop.run())
 
-    times = interleave({**calls, **with_peers, "the peak": spin}, seconds)
+    times = interleave({**calls, **with_peers, "the peak": spin}, seconds, threads=threads)
     peak = loop.flops / fastest[0] / 1e9
     rate = {name: subject.case.flops / t.median / 1e9 for name, t in times.items()}
     peer = max(with_peers, key=lambda name: rate[name], default=None)

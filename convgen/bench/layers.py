@@ -231,7 +231,7 @@ def _measure_one(
         )
     size, work = compiled.bytes(which), compiled.operations(which)
     copying = Copying(size, threads)
-    times = interleave({"": call, **peers, "copy": copying.run}, seconds)
+    times = interleave({"": call, **peers, "copy": copying.run}, seconds, threads=threads)
     best = min(peers, key=lambda name: times[name].median, default=None)
     row = _row(subject, which, threads, times[""], size, work, times["copy"])
     if best is None:

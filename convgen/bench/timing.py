@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 _SAMPLE = 1e-3  # seconds a sample takes at least: a thousand times the clock's resolution
+_SETTLE = 0.02  # seconds between turns: OpenMP's idle threads spin for 5 to 10 ms
+_WARM = 0.01  # seconds of calls before a sample: the subject's data and threads come back
 _ROUNDS = 7
 
 
@@ -22,10 +24,13 @@ class Timing:
 
 
 def interleave(
-    subjects: Mapping[str, Callable[[], object]], seconds: float = 1.0
+    subjects: Mapping[str, Callable[[], object]], seconds: float = 1.0, *, threads: int = 1
 ) -> dict[str, Timing]:
     """Time the subjects in turn, A B A B ..., for about `seconds` together and at least seven
     rounds, after a warm-up. Calls much shorter than a millisecond are repeated within a sample.
+
+    With threads, nothing runs between turns for a while: the idle threads of one subject's pool
+    have gone to sleep when the next one is timed, and do not share its cores.
     """
     repeats = {name: _calibrate(call) for name, call in subjects.items()}
     samples: dict[str, list[float]] = {name: [] for name in subjects}
@@ -33,7 +38,9 @@ def interleave(
     rounds = 0
     while rounds < _ROUNDS or time.perf_counter() < stop:
         for name, call in subjects.items():
-            call()  # brings its data back into the caches and its threads back to work
+            if threads > 1:
+                time.sleep(_SETTLE)
+            _warm(call, _WARM if threads > 1 else 0.0)
             samples[name].append(_sample(call, repeats[name]))
         rounds += 1
     return {
@@ -48,6 +55,13 @@ def _calibrate(call: Callable[[], object]) -> int:
     while (taken := _sample(call, repeats) * repeats) < _SAMPLE:
         repeats = max(repeats + 1, min(8 * repeats, int(1.2 * repeats * _SAMPLE / taken)))
     return repeats
+
+
+def _warm(call: Callable[[], object], seconds: float) -> None:
+    stop = time.perf_counter() + seconds
+    call()
+    while time.perf_counter() < stop:
+        call()
 
 
 def _sample(call: Callable[[], object], repeats: int) -> float:

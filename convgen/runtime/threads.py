@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ _ALIGN = 64
 _MOST = 1024
 POOL_SYMBOLS = frozenset(
     "pthread_create pthread_join pthread_mutex_init pthread_mutex_lock pthread_mutex_unlock "
-    "pthread_cond_init pthread_cond_wait pthread_cond_broadcast sched_yield memcpy memset".split()
+    "pthread_cond_init pthread_cond_wait pthread_cond_broadcast pthread_setaffinity_np sched_getcpu "
+    "sched_getaffinity sched_yield memcpy memset".split()
 )
 _PAUSE = {
     "x86-64": "declare void @llvm.x86.sse2.pause()\n"
@@ -40,6 +42,7 @@ _PAUSE = {
     "define internal void @convgen_pause() alwaysinline {\n"
     "  call void @llvm.aarch64.hint(i32 1)\n  ret void\n}\n",
 }
+_TOGETHER = "define internal void @convgen_apart(ptr %pool) {\n  ret void\n}\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +124,17 @@ def template(name: str) -> str:
     return (Path(__file__).parents[2] / "templates" / name).read_text(encoding="utf-8")
 
 
-def pool_text(isa: str) -> str:
-    """The pool as an LLVM module for an instruction set."""
-    return template("native/pool.ll") + "\n" + _PAUSE[isa]
+def pool_text(isa: str, system: str = "linux") -> str:
+    """The pool as an LLVM module for an instruction set and a system (as in sys.platform)."""
+    apart = template("native/apart.ll") if system == "linux" else _TOGETHER
+    return "\n".join((template("native/pool.ll"), _PAUSE[isa], apart))
 
 
 def build_pool(backend: Backend, target_name: str = "native") -> bytes:
     """The pool's object code for a target."""
     made = target(target_name)
-    return backend.compile_text(pool_text(made.isa), made, POOL_SYMBOLS)[1]
+    system = sys.platform if target_name == "native" else "linux"
+    return backend.compile_text(pool_text(made.isa, system), made, POOL_SYMBOLS)[1]
 
 
 def _pool_object(backend: Backend) -> bytes:

@@ -10,14 +10,15 @@
 ; An idle worker spins for a few hundred microseconds, then sleeps until the next epoch.
 ;
 ; The pool's memory is given by the host: zeroed, aligned to 64 bytes, convgen_pool_bytes() long.
-; The host appends @convgen_pause, the processor's hint for waiting loops.
+; The host appends @convgen_pause, the processor's hint for waiting loops, and @convgen_apart, which
+; keeps the workers off the caller's processor (apart.ll; elsewhere than on Linux it does nothing).
 
 ;                    fn   args extent grain         next done chunk
 %convgen_row = type { ptr, ptr, i64, i64, [4 x i64], i64, i64, i64, [5 x i64] }
 
 ;                     epoch            open active           stop limit rows count scratch
 %convgen_pool = type { i64, [7 x i64], i64, i64, [6 x i64], i64, i64, ptr, i64, ptr,
-; sleeping workers          mutex       condition   threads        slots
+; sleeping workers home     mutex       condition   threads        slots
     i64, i64, i64, [16 x i64], [16 x i64], [1024 x i64], [1024 x %convgen_slot] }
 
 ;                     pool number
@@ -72,8 +73,11 @@ start:
   br i1 %ok, label %started, label %out
 started:
   store i64 %more, ptr %count.p
+  %home.p = getelementptr inbounds %convgen_pool, ptr %pool, i64 0, i32 12
+  store i64 0, ptr %home.p
   br label %next
 out:
+  call void @convgen_apart(ptr %pool)
   ret i64 %n
 }
 
@@ -291,6 +295,7 @@ publish:
   %asleep = icmp ne i64 %sleeping, 0
   br i1 %asleep, label %wake, label %work
 wake:
+  call void @convgen_apart(ptr %pool)
   call void @convgen_wake(ptr %pool)
   br label %work
 work:

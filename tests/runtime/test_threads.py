@@ -246,6 +246,33 @@ def test_one_thread_starts_no_worker() -> None:
     subprocess.run([sys.executable, "-c", code, *folders], check=True, timeout=60)
 
 
+def test_sleeping_workers_wake_up_away_from_the_caller() -> None:
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:]\n"
+        "import os, time\n"
+        "import numpy as np\n"
+        "from test_threads import counting_kernel, Table\n"
+        "tasks = lambda: set(map(int, os.listdir('/proc/self/task')))\n"
+        "y = np.zeros(100, np.int64)\n"
+        "t = Table([(counting_kernel(100), [y.ctypes.data])])\n"
+        "before = tasks()\n"
+        "t.run(2)\n"
+        "worker, = tasks() - before\n"
+        "everywhere = os.sched_getaffinity(0)\n"
+        "for home in sorted(everywhere)[:2]:\n"
+        "    os.sched_setaffinity(0, {home}); time.sleep(0.05); os.sched_setaffinity(0, everywhere)\n"
+        "    t.run(2)\n"
+        "    left, = everywhere - os.sched_getaffinity(worker)\n"
+        "    seen = open(f'/proc/self/task/{os.getpid()}/stat').read().rsplit(')', 1)[1].split()[36]\n"
+        "    assert left in (home, int(seen)), (left, home, seen)\n"
+        "os.sched_setaffinity(0, {0} & everywhere or everywhere); time.sleep(0.05); t.run(2)\n"
+    )
+    if not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two processors and their masks")
+    folders = [os.path.dirname(__file__), *(p for p in sys.path if p)]
+    subprocess.run([sys.executable, "-c", code, *folders], check=True, timeout=60)
+
+
 def test_how_many_threads() -> None:
     assert thread_count(3) == 3
     set_num_threads(2)
