@@ -31,8 +31,8 @@ _ALIGN = 64
 _MOST = 1024
 POOL_SYMBOLS = frozenset(
     "pthread_create pthread_join pthread_mutex_init pthread_mutex_lock pthread_mutex_unlock "
-    "pthread_cond_init pthread_cond_wait pthread_cond_broadcast pthread_setaffinity_np sched_getcpu "
-    "sched_getaffinity sched_yield memcpy memset".split()
+    "pthread_cond_init pthread_cond_wait pthread_cond_broadcast pthread_setaffinity_np "
+    "sched_getcpu sched_getaffinity sched_yield memcpy memset".split()
 )
 _PAUSE = {
     "x86-64": "declare void @llvm.x86.sse2.pause()\n"

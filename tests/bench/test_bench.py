@@ -111,7 +111,7 @@ def test_prepared_calls_give_the_same(which, layout):
     assert np.array_equal(subject.out, want)
 
 
-def fake_interleave(calls, seconds):
+def fake_interleave(calls, seconds, threads):
     for call in calls.values():
         call()
     return {name: timing.Timing(2e-3, 1e-3, 3e-3, 7) for name in calls}
