@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
 
 from convgen.errors import UserError
 from convgen.symbolic import dsl
@@ -10,9 +14,34 @@ from convgen.symbolic.derive import grad
 from convgen.symbolic.program import Program
 from convgen.types import DType, f32
 
+Array = NDArray[Any]
 PASSES = ("forward", "input", "weights")
 LAYOUTS = ("nhwc", "nchw")
 _WANTED = {"input": "X", "weights": "W"}
+
+
+class Measured(Protocol):
+    """What a benchmark needs to know of a layer with an input X, weights W and an output Y."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of each pass, a multiply-add counted as two."""
+        ...
+
+    def layouts(self, wanted: Sequence[str]) -> Sequence[str]:
+        """Those of the wanted layouts of the caller's arrays that the layer has."""
+        ...
+
+    def shape(self, tensor: str, layout: str) -> tuple[int, ...]: ...
+
+    def program(self, which: str, layout: str, dtype: DType = f32) -> Program: ...
+
+    def as_peers_have(self, array: Array, tensor: str, layout: str) -> Array:
+        """X, W or Y, of shape (n, c, h, w) and so on, whatever the layout."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +77,14 @@ class Case:
         depth = self.channels // self.groups
         outputs = self.batch * self.filters * self.out**2
         return 2 * outputs * depth * self.kernel**2
+
+    def layouts(self, wanted: Sequence[str]) -> Sequence[str]:
+        """All that are wanted."""
+        return wanted
+
+    def as_peers_have(self, array: Array, tensor: str, layout: str) -> Array:
+        """The array with its channels second."""
+        return array.transpose(0, 3, 1, 2) if tensor != "W" and layout == "nhwc" else array
 
     def shape(self, tensor: str, layout: str) -> tuple[int, ...]:
         """Shape of X, W or Y. Filters are (K, C/groups, R, S) in both layouts, as callers have
@@ -93,6 +130,48 @@ class Case:
         return made if which == "forward" else grad(made, [_WANTED[which]])
 
 
+@dataclass(frozen=True, slots=True)
+class Dense:
+    """A fully connected layer: batch, inputs, outputs.
+
+    >>> DENSE["fc64"].flops
+    2147483648
+    """
+
+    name: str
+    batch: int
+    inputs: int
+    outputs: int
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of each pass, a multiply-add counted as two."""
+        return 2 * self.batch * self.inputs * self.outputs
+
+    def layouts(self, wanted: Sequence[str]) -> Sequence[str]:
+        """There is one."""
+        return ("nc",)
+
+    def as_peers_have(self, array: Array, tensor: str, layout: str) -> Array:
+        """The array as it is."""
+        return array
+
+    def shape(self, tensor: str, layout: str) -> tuple[int, ...]:
+        """Shape of X, W or Y; weights are (outputs, inputs)."""
+        if tensor == "W":
+            return (self.outputs, self.inputs)
+        return (self.batch, self.inputs if tensor == "X" else self.outputs)
+
+    def program(self, which: str, layout: str, dtype: DType = f32) -> Program:
+        """The formula of a pass: forward, or the gradient to the input or to the weights."""
+        n, k, c = dsl.axes("n k c")
+        data = dsl.tensor("X", self.shape("X", layout), dtype)
+        weight = dsl.tensor("W", self.shape("W", layout), dtype, role="parameter")
+        product = dsl.sum_over(c, data[n, c] * weight[k, c])
+        made = dsl.define("Y", [n, k], product, name=self.name)
+        return made if which == "forward" else grad(made, [_WANTED[which]])
+
+
 _ROWS = """
 alex1      1    3  227   96 11 4 0
 alex2      1   96   27  256  5 1 2
@@ -126,8 +205,13 @@ CASES: dict[str, Case] = {
 }
 
 
-def cases(names: tuple[str, ...]) -> tuple[Case, ...]:
-    """The cases of those names; all of them for none or ``all``.
+DENSE: dict[str, Dense] = {
+    d.name: d for d in (Dense("fc1", 1, 4096, 4096), Dense("fc64", 64, 4096, 4096))
+}
+
+
+def cases(names: Sequence[str], default: Mapping[str, Measured] = CASES) -> tuple[Measured, ...]:
+    """The cases of those names; all of the default ones for none or ``all``.
 
     >>> cases(("vgg9",))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
@@ -135,10 +219,11 @@ def cases(names: tuple[str, ...]) -> tuple[Case, ...]:
     convgen.errors.UserError: there is no case 'vgg9'; expected all or one of alex1 alex2 alex3 ...
     """
     if not names or "all" in names:
-        return tuple(CASES.values())
+        return tuple(default.values())
+    known = {**CASES, **DENSE}
     for name in names:
-        if name not in CASES:
+        if name not in known:
             raise UserError(
-                f"there is no case {name!r}", expected="all or one of " + " ".join(CASES)
+                f"there is no case {name!r}", expected="all or one of " + " ".join(known)
             )
-    return tuple(CASES[name] for name in names)
+    return tuple(known[name] for name in names)

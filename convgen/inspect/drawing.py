@@ -64,6 +64,7 @@ class Dot:
     y: float
     radius: float
     color: str
+    label: str
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,11 @@ class Drawing:
     ) -> None:
         self.shapes.append(Polyline(tuple(points), color, width, dashed))
 
-    def dot(self, x: float, y: float, radius: float, color: str = "accent") -> None:
-        self.shapes.append(Dot(x, y, radius, color))
+    def dot(
+        self, x: float, y: float, radius: float, color: str = "accent", *, label: str = ""
+    ) -> None:
+        """A dot; a viewer that points at it sees the label."""
+        self.shapes.append(Dot(x, y, radius, color, label))
 
     def words(
         self,
@@ -216,9 +220,10 @@ def _svg(shape: Rectangle | Polyline | Dot | Words) -> str:
                 f'stroke-width="{shape.width:g}"{dash}/>'
             )
         case Dot():
+            inside = f"<title>{html.escape(shape.label)}</title></circle>" if shape.label else ""
             return (
                 f'<circle cx="{shape.x:g}" cy="{shape.y:g}" r="{shape.radius:g}" '
-                f'class="f-{shape.color}"/>'
+                f'class="f-{shape.color}"{">" + inside if inside else "/>"}'
             )
         case Words():
             weight = ' font-weight="600"' if shape.bold else ""

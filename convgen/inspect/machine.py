@@ -1,10 +1,8 @@
-"""Pictures of a kernel: loops as nested boxes, its place under the roofline; and its hot loop."""
+"""Pictures of a kernel: loops as nested boxes; and its hot loop."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from convgen.inspect.drawing import Drawing
@@ -132,70 +130,3 @@ def _blocks(asm: str) -> list[tuple[str, list[str]]]:
         else:
             found[-1][1].append(line)
     return found
-
-
-# ---------------------------------------------------------------------------------------------
-# Roofline
-
-
-@dataclass(frozen=True)
-class Spot:
-    """A kernel: operations per byte of its arrays, and the GFLOP/s it reached (None: not run)."""
-
-    name: str
-    intensity: float
-    gflops: float | None
-
-
-def roofline(peak: Mapping[str, object], spots: Sequence[Spot]) -> Drawing:
-    """Attainable GFLOP/s over operations per byte, from the JSON of ``convgen bench peak``: its
-    `gflops`, and `gigabytes_per_second` where it was measured. Kernels that were run are dots,
-    others a line where they stand."""
-    top = float(str(peak["gflops"]))
-    found = peak.get("gigabytes_per_second")
-    band = float(str(found)) if found is not None else None
-    left, right, width, height = 58.0, 440.0, 470.0, 270.0
-    low, high = 0.05, max(1000.0, *(2 * s.intensity for s in spots)) if spots else 1000.0
-    floor = min([top / 1000, *(s.gflops / 2 for s in spots if s.gflops)])
-
-    def x(value: float) -> float:
-        return left + (right - left) * math.log(value / low) / math.log(high / low)
-
-    def y(value: float) -> float:
-        return (
-            height
-            - 40
-            - (height - 80) * math.log(max(value, floor) / floor) / math.log(2 * top / floor)
-        )
-
-    drawing = Drawing(width, height, "roofline")
-    drawing.words(12, 18, "attainable and reached GFLOP/s", 12, bold=True)
-    drawing.line([(left, 30), (left, height - 40), (right, height - 40)], "muted", 1)
-    for power in range(-1, 4):
-        value = 10.0**power
-        if low <= value <= high:
-            drawing.line([(x(value), height - 40), (x(value), height - 36)], "muted", 1)
-            drawing.words(x(value), height - 24, f"{value:g}", 10, "muted", anchor="middle")
-    drawing.words(
-        right, height - 8, "floating-point operations per byte", 10, "muted", anchor="end"
-    )
-    knee = top / band if band else low
-    drawing.line([(x(max(low, knee)), y(top)), (right, y(top))], "accent", 1.8)
-    drawing.words(right, y(top) - 6, f"peak {top:.0f}", 10, "accent", anchor="end")
-    if band:
-        drawing.line([(x(low), y(band * low)), (x(knee), y(top))], "accent", 1.8)
-        drawing.words(x(low) + 6, y(band * low * 5), f"{band:.0f} GB/s", 10, "accent")
-    for number, spot in enumerate(spots):
-        color = f"c{number % 9}"
-        at = x(min(high, max(low, spot.intensity)))
-        if spot.gflops is None:
-            drawing.line([(at, y(top)), (at, height - 40)], color, 1.4, dashed=True)
-            drawing.words(at + 4, height - 46 - 13 * number, spot.name, 10, color)
-            continue
-        roof = min(top, band * spot.intensity) if band else top
-        drawing.line([(at, y(roof)), (at, y(spot.gflops))], color, 1, dashed=True)
-        drawing.dot(at, y(spot.gflops), 4, color)
-        side = -1 if number % 2 == 0 else 1  # neighbours do not write over each other
-        anchor = "end" if side < 0 else "start"
-        drawing.words(at + 8 * side, y(spot.gflops) + 4, spot.name, 10, color, anchor=anchor)
-    return drawing

@@ -15,6 +15,7 @@ from convgen.inspect.costs import costs_of
 from convgen.inspect.drawing import COLORS, style_sheet
 from convgen.inspect.fields import fields, receptive_fields
 from convgen.inspect.operator import OperatorView, operator_view
+from convgen.inspect.roofline import Spot, roofline
 from convgen.inspect.windows import connections, reads_and_reaches, residue_classes
 from convgen.layers.base import Layer, Shape
 from convgen.runtime.kernel import CompiledKernel
@@ -294,7 +295,7 @@ def _machine(
     costs = Section(prefix + "costs", "Costs")
     certificate = Section(prefix + "certificate", "Certificate")
     rows: list[tuple[Any, ...]] = []
-    spots: list[machine.Spot] = []
+    spots: list[Spot] = []
     for title, kernel in kernels.items():
         report = kernel.report()
         schedule.code(report.schedule or "(as lowered)", f"{title}: schedule", folded=False)
@@ -304,7 +305,7 @@ def _machine(
         found = costs_of(kernel.program)
         seconds = best_seconds(kernel) if peak is not None else None
         reached = found.operations / seconds / 1e9 if seconds else None
-        spots.append(machine.Spot(title, found.intensity, reached))
+        spots.append(Spot(title, found.intensity, reached))
         rows.append(
             (
                 title,
@@ -325,7 +326,7 @@ def _machine(
     head = ("kernel", "products", "bytes of arrays", "operations per byte")
     costs.table(rows, (*head, "bytes of code", "workspace bytes", "phases"))
     if peak is not None:
-        costs.drawing(machine.roofline(peak, spots))
+        costs.drawing(roofline(peak, spots))
     return [schedule, code, costs, certificate]
 
 

@@ -1,7 +1,10 @@
 """The benchmark's cases and bookkeeping; no clocks."""
 
+import gc
 import json
 import re
+import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +13,15 @@ from click.testing import CliRunner
 import convgen.__main__ as command_line
 from convgen.backends import llvm
 from convgen.bench import conv as rows
-from convgen.bench import timing
-from convgen.bench.cases import CASES, LAYOUTS, PASSES, Case, cases
+from convgen.bench import peers, timing
+from convgen.bench.bandwidth import Bandwidth
+from convgen.bench.cases import CASES, DENSE, LAYOUTS, PASSES, Case, Dense, cases
 from convgen.bench.compiling import compile_case
-from convgen.bench.conv import Row, Subject, geometric_means, measure
-from convgen.bench.peak import PeakLoop, chains_kernel
+from convgen.bench.conv import Limits, Row, Subject, geometric_means, measure
+from convgen.bench.models import model_of
+from convgen.bench.peak import Peak, PeakLoop, chains_kernel
+from convgen.bench.peers import PEERS, Peer
+from convgen.commands import bench as commands
 from convgen.errors import InternalError, UserError
 from convgen.passes.math import legalize
 from convgen.symbolic.evaluate import evaluate
@@ -106,9 +113,22 @@ def test_prepared_calls_give_the_same(which, layout):
     ahead = subject.prepared()
     assert (ahead is None) == (which == "weights")
     if ahead is not None:
+        assert ahead != subject.call
         subject.out[:] = 0
         ahead()
     assert np.array_equal(subject.out, want)
+
+
+TINY = Dense("tiny", 3, 32, 48)
+
+
+def test_what_packs_nothing_is_its_own_prepared_call():
+    case = Case("depthwise", 1, 32, 6, 32, 3, 1, 1, 32)
+    subject = Subject(case, "weights", "nhwc", f32, 1)
+    assert subject.prepared() is None  # no weights among the inputs
+    subject = Subject(case, "forward", "nhwc", f32, 1)
+    subject.kernel = type("Bare", (), {"report": lambda self: type("R", (), {"packs": ()})})()
+    assert subject.prepared() == subject.call
 
 
 def fake_interleave(calls, seconds, threads):
@@ -117,44 +137,176 @@ def fake_interleave(calls, seconds, threads):
     return {name: timing.Timing(2e-3, 1e-3, 3e-3, 7) for name in calls}
 
 
-def peer_of(spoil):
+def peer_of(spoil, ahead=False):
     def peer(case, which, layout, threads, arrays):
         subject = Subject(case, which, layout, f32, threads)
         subject.call()
-        out = subject.out.astype(np.float64)
-        out = out.transpose(0, 3, 1, 2) if layout == "nhwc" and which != "weights" else out
-        return {"twin": lambda: out + spoil * np.abs(out).max()}
+        tensor = {"forward": "Y", "input": "X", "weights": "W"}[which]
+        out = case.as_peers_have(subject.out.astype(np.float64), tensor, layout)
+        return {f"twin{' ahead' if ahead else ''}": lambda: out + spoil * np.abs(out).max()}
 
-    return peer
+    return Peer(peer, ahead)
 
 
-def test_rows_are_complete(monkeypatch):
+@pytest.fixture
+def limits(monkeypatch):
     monkeypatch.setattr(rows, "interleave", fake_interleave)
-    monkeypatch.setitem(rows.PEERS, "twin", peer_of(0))
-    found = list(measure([SMALL], against=["twin"], seconds=0.0))
+    found = [
+        Bandwidth(level, kind, 1, 1, rate)
+        for level, rate in (("L1", 400.0), ("L2", 200.0), ("L3", 100.0), ("memory", 20.0))
+        for kind, rate in (("read", rate), ("copy", 1.5 * rate))
+    ]
+    peak = Peak(100.0, 2, 4, 1, "f32", "t", "cpu", 20.0, tuple(found))
+    return Limits(PeakLoop(2, 4, f32, target(), 1), peak)
+
+
+def test_rows_are_complete(monkeypatch, limits):
+    monkeypatch.setitem(PEERS, "torch", peer_of(0))
+    monkeypatch.setitem(PEERS, "ort", peer_of(0, ahead=True))
+    found = list(measure([SMALL], against=["torch", "ort"], seconds=0.0, limits=limits))
     assert [(r.which, r.prepared) for r in found] == [
         ("forward", False), ("forward", True), ("input", False), ("input", True),
         ("weights", False),
     ]  # fmt: skip
     for row in found:
         assert row.gflops == pytest.approx(SMALL.flops / 2e-3 / 1e9)
-        assert row.ratio == 1 and row.peer == "twin" and row.error == 0
+        assert row.ratio == 1 and row.ratio_to_torch == 1 and row.error == 0
+        assert row.peer == ("twin ahead" if row.prepared else "twin")
+        assert set(row.peers) == {"twin", "twin ahead"}
         assert row.share_of_peak == pytest.approx(row.gflops / row.peak_gflops)
-        assert json.loads(json.dumps(row.as_json()))["pass"] == row.which
-    assert geometric_means(found)["forward prepared"] == pytest.approx(1.0)
+        facts = json.loads(json.dumps(row.as_json()))
+        assert facts["pass"] == row.which
+        keys = "case pass layout threads prepared gflops share_of_peak peer peer_gflops ratio"
+        assert set(keys.split()) <= set(facts)
+    size = 4 * (2 * 10 * 10 * 64 + 64 * 64 * 9)  # in L2, copied: half of X and W is what Y has
+    assert found[0].megabytes == pytest.approx(size / 1e6) and found[0].level == "L2"
+    assert found[0].share_of_bandwidth == pytest.approx(size / 2e-3 / 300e9)
 
 
-def test_a_wrong_kernel_is_not_timed(monkeypatch):
-    monkeypatch.setattr(rows, "interleave", fake_interleave)
-    monkeypatch.setitem(rows.PEERS, "twin", peer_of(1e-3))
+def test_a_prepared_row_falls_back_to_torch(monkeypatch, limits):
+    monkeypatch.setitem(PEERS, "torch", peer_of(0))
+    found = list(measure([SMALL], ["forward"], against=["torch"], seconds=0.0, limits=limits))
+    assert [r.peer for r in found] == ["twin", "twin"]
+    monkeypatch.setitem(PEERS, "ort", peer_of(0, ahead=True))
+    found = list(measure([SMALL], ["forward"], against=["ort"], seconds=0.0, limits=limits))
+    assert [(r.peer, r.ratio_to_torch) for r in found] == [(None, None), ("twin ahead", None)]
+
+
+def test_a_wrong_kernel_is_not_timed(monkeypatch, limits):
+    monkeypatch.setitem(PEERS, "torch", peer_of(1e-3))
     with pytest.raises(InternalError, match="forward of small differs from its peer by 1.0e-03"):
-        list(measure([SMALL], ["forward"], against=["twin"], seconds=0.0))
+        list(measure([SMALL], ["forward"], against=["torch"], seconds=0.0, limits=limits))
+
+
+@pytest.mark.parametrize(
+    ("library", "package"), [("ort", "onnxruntime"), ("openvino", "openvino"), ("torch", "torch")]
+)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("plain", 2, 6, 9, 8, 3, 2, 1),
+        Case("grouped", 1, 8, 7, 16, 3, 1, 2, 4, 2),
+        TINY,
+    ],
+    ids=lambda c: c.name,
+)  # fmt: skip
+def test_peers_compute_the_case(case, layout, library, package):
+    pytest.importorskip(package)
+    for which in PASSES:
+        subject = Subject(case, which, case.layouts((layout,))[0], f32, 1)
+        subject.call()
+        calls = PEERS[library].calls(case, which, subject.layout, 1, subject.arrays)
+        assert bool(calls) == (which == "forward" or library == "torch")
+        for call in calls.values():
+            for _ in range(2):  # what the engines point to is still there
+                gc.collect()
+                assert rows._error(subject, call()) < 1e-5
+
+
+def test_models_are_what_onnx_reads():
+    onnx = pytest.importorskip("onnx")
+    case = Case("grouped", 1, 8, 7, 16, 3, 1, 2, 4, 2)
+    weights = np.arange(np.prod(case.shape("W", "nchw")), dtype=np.float32)
+    model = onnx.load_model_from_string(model_of(case, weights.reshape(case.shape("W", "nchw"))))
+    onnx.checker.check_model(model, full_check=True)
+    node = model.graph.node[0]
+    found = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    assert found == {
+        "strides": [1, 1], "pads": [2, 2, 2, 2], "dilations": [2, 2], "kernel_shape": [3, 3],
+        "group": 4,
+    }  # fmt: skip
+    held = onnx.numpy_helper.to_array(model.graph.initializer[0])
+    assert np.array_equal(held.ravel(), weights)
+    gemm = onnx.load_model_from_string(model_of(TINY, np.ones((48, 32), np.float32)))
+    onnx.checker.check_model(gemm, full_check=True)
+
+
+def test_peers_that_are_missing_say_how_to_get_them(monkeypatch):
+    for library, package in (("torch", "torch"), ("ort", "onnxruntime"), ("openvino", "openvino")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(UserError, match=rf"{package} is not installed.*pip install 'convgen\["):
+            PEERS[library].calls(SMALL, "forward", "nhwc", 1, rows.arrays_of(SMALL, "nhwc", f32))
+
+
+def test_the_commands_know_every_peer():
+    assert commands.LIBRARIES == tuple(peers.PEERS)
+
+
+def row_of(ratio, **more):
+    facts = {"ratio": ratio, "ratio_to_torch": ratio, "peer": "torch nchw"}
+    facts |= {"peers": {"torch nchw": 90.0}, **more}
+    return Row("a", "input", "nhwc", "f32", 1, True, 45.0, 1.0, 100.0, 1.0, 1.0, 1.0, **facts)
 
 
 def test_geometric_mean():
-    row = Row("a", "input", "nhwc", "f32", 1, True, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, ratio=4.0)
-    other = Row("b", "input", "nhwc", "f32", 1, True, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, ratio=1.0)
-    assert geometric_means([row, other]) == {"input prepared": pytest.approx(2.0)}
+    assert geometric_means([row_of(4.0), row_of(1.0)]) == {
+        "input, nhwc, prepared, to torch (2 rows)": pytest.approx(2.0)
+    }
+    slow = row_of(4.0, peers={"torch nchw": 10.0})
+    assert geometric_means([slow, row_of(1.0)]) == {
+        "input, nhwc, prepared, to torch (2 rows)": pytest.approx(2.0),
+        "input, nhwc, prepared, to torch where below 88 % of peak (1 rows)": pytest.approx(4.0),
+    }
+    ahead = row_of(3.0, peer="ort", ratio_to_torch=None, peers={"ort": 15.0})
+    assert geometric_means([ahead]) == {
+        "input, nhwc, prepared, to those that pack ahead (1 rows)": pytest.approx(3.0)
+    }
+    caller = replace(row_of(0.4), layout="nchw", prepared=False)
+    assert geometric_means([caller])["input, nchw, packing included, to torch nchw (1 rows)"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["conv", "--against", "torch,cudnn"], "'cudnn' is not one of torch, ort, openvino."),
+        (["conv", "--pass", "backward"], "'backward' is not one of forward, input, weights."),
+        (["conv", "--threads", "0"], "0 is not in the range x>=1."),
+        (["dense", "--layout", "nchw"], "No such option"),
+    ],
+)
+def test_mistyped_options(words, message):
+    found = CliRunner().invoke(command_line.cli, ["bench", *words])
+    assert found.exit_code == 2 and message in found.output
+
+
+def test_dense_rows(monkeypatch, limits, tmp_path):
+    monkeypatch.setattr(rows.Limits, "measured", lambda threads, dtype: limits)
+    monkeypatch.setitem(DENSE, "fc1", TINY)
+    monkeypatch.setattr(
+        commands, "_plot_roofline", lambda peak, spots, place: place.write_text(str(spots))
+    )
+    file, plot = tmp_path / "rows.json", tmp_path / "roof.svg"
+    words = ["bench", "dense", "--case", "fc1", "--pass", "forward,input", "--json", str(file)]
+    found = CliRunner().invoke(
+        command_line.cli, [*words, "--plot", str(plot)], catch_exceptions=False
+    )
+    assert found.exit_code == 0, found.output
+    written = json.loads(file.read_text())["rows"]
+    assert [(r["case"], r["pass"], r["layout"]) for r in written[:1]] == [("tiny", "forward", "nc")]
+    assert "tiny input" in plot.read_text()
+    found = CliRunner().invoke(command_line.cli, [*words[:-1]])  # printed alone
+    assert json.loads(found.output)["rows"][0]["case"] == "tiny"
 
 
 def test_interleave_takes_turns_and_medians(monkeypatch):

@@ -12,9 +12,10 @@ from convgen import zoo
 from convgen.__main__ import cli
 from convgen.errors import DataError
 from convgen.inspect import machine
-from convgen.inspect.drawing import Drawing, Rectangle, Words
+from convgen.inspect.drawing import Dot, Drawing, Rectangle, Words
 from convgen.inspect.fields import fields, receptive_fields
 from convgen.inspect.operator import operator_view
+from convgen.inspect.roofline import Spot, roofline
 from convgen.inspect.windows import connections, reads_and_reaches, residue_classes
 from convgen.runtime.module import trace
 from convgen.symbolic.derive import adjoint
@@ -126,9 +127,25 @@ def test_hot_loop_is_the_block_that_jumps_back():
 
 
 def test_roofline_says_where_kernels_stand():
-    spots = [machine.Spot("fast", 30, 80.0), machine.Spot("not run", 2, None)]
-    drawing = machine.roofline({"gflops": 100.0, "gigabytes_per_second": 10}, spots)
+    spots = [Spot("fast", 30, 80.0), Spot("not run", 2, None)]
+    drawing = roofline({"gflops": 100.0, "gigabytes_per_second": 10}, spots)
     assert {"peak 100", "10 GB/s", "fast", "not run"} <= set(words(drawing))
+
+
+def test_roofline_of_many_kernels_has_every_level_and_hides_no_kernel():
+    levels = [
+        {"level": name, "kind": kind, "gigabytes_per_second": rate}
+        for name, rate in (("L1", 400.0), ("L2", 120.0), ("memory", 30.0))
+        for kind in ("read", "copy")
+    ]
+    spots = [Spot(f"kernel {i}", 10.0, 50.0 + i, "forward") for i in range(20)]
+    drawing = roofline({"gflops": 100.0, "bandwidth": levels}, spots)
+    found = words(drawing)
+    assert {"L1 400 GB/s", "L2 120 GB/s", "memory 30 GB/s", "forward", "kernel 0"} <= set(found)
+    assert sum(text.startswith("kernel") for text in found) < 20  # names that would overlap
+    labels = [s.label.split(":")[0] for s in drawing.shapes if isinstance(s, Dot) and s.label]
+    assert labels == [s.name for s in spots]
+    assert "kernel 19: 69.0 GFLOP/s at 10.0 operations per byte</title>" in drawing.svg()
 
 
 def test_operator_view_with_the_kernel():

@@ -1,0 +1,153 @@
+"""`convgen show` and `convgen report`: a subject on the screen, or as a page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from convgen.commands.options import JSON, example, sized
+from convgen.commands.printing import print_table
+
+
+@click.command(epilog=example("convgen show 'Conv2d(3, 8, 3, stride=2)' --input 1,3,32,32"))
+@click.argument("subject")
+@sized
+@click.option("--wrt", multiple=True, help="Gradients to show (default: all). Repeatable.")
+@click.option(
+    "--form",
+    type=click.Choice(["text", "unicode", "latex", "mathml", "numpy", "torch"]),
+    default="text",
+    show_default=True,
+)
+@JSON
+def show(
+    subject: str,
+    shapes: tuple[str, ...],
+    input_shape: str | None,
+    wrt: tuple[str, ...],
+    form: str,
+    as_json: bool,
+) -> None:
+    """Show a formula with its derived gradients, or a network's table.
+
+    SUBJECT is a formula with --shape, a layer such as 'Conv2d(3, 8, 3)' with --input, FILE.py:NAME
+    (that file is run), zoo:NAME[,key=value], or a saved network.
+    """
+    from convgen.layers.base import Layer
+    from convgen.runtime import subject as subjects
+    from convgen.symbolic.derive import grad
+    from convgen.zoo import NETWORKS
+
+    found = subjects.resolve(subject, shapes=shapes, input=input_shape, zoo=NETWORKS)
+    if found.ran is not None:
+        click.echo(f"ran {found.ran}", err=True)
+    program = found.program
+    if program is None and isinstance(found.module, Layer) and found.shape is not None:
+        program = found.module.program(found.shape)
+    if program is None:
+        _show_network(found, as_json)
+        return
+    backward = grad(program, list(wrt) or None)
+    texts = [_in_form(p, form) for p in (program, backward)]
+    if as_json:
+        click.echo(json.dumps({"program": texts[0], "gradient": texts[1]}))
+        return
+    click.echo("\n\n".join(texts))
+
+
+def _in_form(program: Any, form: str) -> str:
+    if form == "text":
+        return str(program)
+    return getattr(program, {"numpy": "to_numpy", "torch": "to_torch"}.get(form, form))()
+
+
+def _show_network(found: Any, as_json: bool) -> None:
+    from convgen.runtime.module import trace
+    from convgen.runtime.table import memory_line, memory_of, rows_of
+
+    graph = trace(found.module, [found.shape])
+    rows, memory = rows_of(graph), memory_of(graph)
+    totals = {
+        "parameters": graph.parameter_count(),
+        "multiply_adds": graph.multiply_adds() // max(found.shape[0], 1),
+    }
+    if as_json:
+        click.echo(json.dumps({"name": found.name, **totals, "memory": memory, "layers": rows}))
+        return
+    cells = [
+        (
+            row["path"],
+            row["layer"],
+            "×".join(map(str, row["shape"])),
+            f"{row['parameters']:,}" if row["parameters"] else "",
+            f"{row['multiply_adds']:,}" if row["multiply_adds"] else "",
+            _field(row),
+        )
+        for row in rows
+    ]
+    cells.append(("", "total", "", *(f"{v:,}" for v in totals.values()), ""))
+    head = ("", "layer", "output", "parameters", "multiply-adds", "receptive field")
+    print_table(head, cells)
+    click.echo(memory_line(memory))
+
+
+def _field(row: dict[str, Any]) -> str:
+    """The receptive field and its stride, "14×14 /4"; nothing where a layer reads the whole map."""
+    if not row["receptive_field"]:
+        return ""
+    size, stride = (list(dict.fromkeys(row[k])) for k in ("receptive_field", "stride"))
+    sizes = size * 2 if len(size) == 1 else size
+    return f"{'×'.join(f'{s:g}' for s in sizes)} /{'×'.join(f'{s:g}' for s in stride)}"
+
+
+@click.command(epilog=example("convgen report 'Conv2d(4, 8, 3, stride=2)' --input 1,4,16,16"))
+@click.argument("subject")
+@sized
+@click.option("--wrt", multiple=True, help="Gradients to show (default: all). Repeatable.")
+@click.option(
+    "--peak",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="What `convgen bench peak --json` printed: adds the roofline.",
+)
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("report.html"),
+    show_default=True,
+)
+@JSON
+def report(
+    subject: str,
+    shapes: tuple[str, ...],
+    input_shape: str | None,
+    wrt: tuple[str, ...],
+    peak: Path | None,
+    output: Path,
+    as_json: bool,
+) -> None:
+    """Write a page about SUBJECT: formula, gradients and their derivation, matrices, pictures,
+    schedule, loops, machine code and costs. One file that loads nothing.
+
+    SUBJECT is what `convgen show` takes.
+    """
+    from convgen.inspect.report import write_report
+    from convgen.runtime import subject as subjects
+    from convgen.zoo import NETWORKS
+
+    found = subjects.resolve(subject, shapes=shapes, input=input_shape, zoo=NETWORKS)
+    if found.ran is not None:
+        click.echo(f"ran {found.ran}", err=True)
+    what = found.program if found.program is not None else found.module
+    assert what is not None
+    facts = json.loads(peak.read_text(encoding="utf-8")) if peak is not None else None
+    name = subject if found.program is not None else found.name
+    write_report(what, output, name=name, shape=found.shape, wrt=wrt, peak=facts)
+    size = output.stat().st_size
+    if as_json:
+        click.echo(json.dumps({"path": str(output), "bytes": size}))
+        return
+    click.echo(f"wrote {output}, {size / 1e6:.2f} MB")
