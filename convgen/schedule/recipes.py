@@ -16,7 +16,15 @@ from convgen.errors import ScheduleError
 from convgen.ir.nodes import Combiner, Index, Kernel, Loop, LoopKind, Nest, Param
 from convgen.ir.regions import loop_extent
 from convgen.ir.visit import walk
-from convgen.schedule.access import in_loops, loads_of, offset_of, outer_loops, tile_loops, trips
+from convgen.schedule.access import (
+    in_loops,
+    loads_of,
+    offset_of,
+    outer_loops,
+    tile_loops,
+    tile_vectors,
+    trips,
+)
 from convgen.schedule.cost import (
     SLIDING,
     UNROLLED,
@@ -373,9 +381,15 @@ class _Recipe:
                 if self.slide(loop, copies, facts):
                     break
                 fits = [s for s in (4, 3, 2) if loop.extent % s == 0 and copies * s <= UNROLLED]
-                if fits and fits[0] < loop.extent and room >= 0:
+                if fits and fits[0] < loop.extent and room >= self.ahead(facts):
                     self.add(unroll(loop.name, fits[0]))
                 break
+
+    def ahead(self, facts: Facts) -> int:
+        """Registers that unrolled iterations need beside the states and two that are left free:
+        LLVM loads the vectors of two neighbours together, and spills states where they do not fit
+        beside one broadcast."""
+        return 2 * tile_vectors(self.nest, facts.lanes)[1] - 1
 
     def slide(self, loop: Loop, copies: float, facts: Facts) -> bool:
         """Cut a long reduce loop into short runs, written out, where the tile slides along an
