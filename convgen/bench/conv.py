@@ -158,17 +158,18 @@ def measure(
         for which in passes:
             for layout in case.layouts(layouts):
                 subject = Subject(case, which, layout, dtype, threads)
-                yield from _measure_one(subject, limits, against, seconds)
+                yield from measure_pass(subject, limits, against, seconds)
 
 
-def _measure_one(
-    subject: Subject, limits: Limits, against: Sequence[str], seconds: float
+def measure_pass(
+    subject: Subject, limits: Limits, against: Sequence[str], seconds: float, ahead: bool = True
 ) -> Iterator[Row]:
+    """One row with packing included and, if wanted and where there is one, a prepared one."""
     threads = limits.peak.threads
     calls: dict[str, Callable[[], object]] = {"": subject.call}
-    ahead = subject.prepared()
-    if ahead not in (None, subject.call):
-        calls["prepared"] = ahead
+    prepared_call = subject.prepared() if ahead else None
+    if prepared_call not in (None, subject.call):
+        calls["prepared"] = prepared_call
     theirs = {name: _calls_of(name, subject, threads) for name in against}
     every = {name: call for found in theirs.values() for name, call in found.items()}
     error = _checked(subject, every)
@@ -180,8 +181,7 @@ def _measure_one(
     times = interleave({**calls, **every, "the peak": spin}, seconds, threads=threads)
     peak = limits.loop.flops / fastest[0] / 1e9
     rate = {name: subject.case.flops / times[name].median / 1e9 for name in every}
-    views = [False] if ahead is None else [False, True]
-    for prepared in views:
+    for prepared in [False] if prepared_call is None else [False, True]:
         timing = times["prepared" if prepared and "prepared" in calls else ""]
         row = _row(subject, limits, prepared, timing, peak)
         yield _with_peers(row, theirs, rate, error)

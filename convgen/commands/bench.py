@@ -169,6 +169,76 @@ def _bench_kernels(
         _plot_roofline(limits.peak, spots, plot)
 
 
+@bench.command(epilog=example("convgen bench odd --first 40 --count 20 --json odd.json"))
+@click.option("--first", type=click.IntRange(0), default=0, show_default=True, help="Number.")
+@click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="How many.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@names(
+    "--pass",
+    "passes",
+    choice=("forward", "input", "weights"),
+    help="forward, or the gradient to the input or to the weights. Repeatable; default all.",
+)
+@click.option("--layout", type=click.Choice(["nhwc", "nchw"]), default="nhwc", show_default=True)
+@THREADS
+@click.option("--compile-only", is_flag=True, help="Fill the cache of kernels, measure nothing.")
+@PLACE
+def odd(
+    first: int,
+    count: int,
+    seed: int,
+    passes: tuple[str, ...],
+    layout: str,
+    threads: int,
+    compile_only: bool,
+    place: Path | None,
+) -> None:
+    """Measure convolutions of shapes that nobody tuned for, drawn from a seed, against torch.
+
+    Packing included, against the better torch layout. A row below 0.8 is measured three times
+    again, and printed with its schedule if the middle one still is.
+    """
+    from convgen.bench import odd as drawn
+    from convgen.bench.cases import PASSES
+    from convgen.bench.conv import Limits
+    from convgen.types import f32
+
+    check_writable(json=place)
+    cases = drawn.shapes(first + count, seed)[first:]
+    which = passes or PASSES
+    if compile_only:
+        click.echo(f"{drawn.compile_all(cases, which, layout, threads)} kernels compiled")
+        return
+    quiet = str(place) == "-"
+    found: list[Any] = []
+    limits = Limits.measured(threads, f32)
+    for one in drawn.measure(cases, which, layout, threads=threads, limits=limits):
+        found.append(one)
+        if one.slow and not quiet:
+            click.echo(_odd_lines(one))
+    summary = drawn.summary(found)
+    if not quiet:
+        rows = [
+            (name, *(f"{part[k]:g}" for k in ("rows", "below")),
+             *(f"{part[k]:.2f}" for k in ("median", "smallest")))
+            for name, part in summary.items()
+        ]  # fmt: skip
+        print_table(("pass", "rows", f"below {drawn.SLOW}", "median ratio", "smallest"), rows)
+    if place is not None:
+        write_json({"rows": [one.as_json() for one in found], "summary": summary}, place)
+
+
+def _odd_lines(one: Any) -> str:
+    case, row = one.case, one.row
+    return (
+        f"{case.name} {row.which}: ratio {row.ratio:.2f}, {row.gflops:.1f} GFLOP/s "
+        f"({row.share_of_peak:.0%} of peak), {row.peer} {row.peer_gflops:.1f}; channels "
+        f"{case.channels} to {case.filters}, size {case.size} to {case.out}, kernel {case.kernel}, "
+        f"stride {case.stride}, padding {case.padding}, groups {case.groups}, dilation "
+        f"{case.dilation}" + "".join(f"\n    {line}" for line in one.schedule.splitlines())
+    )
+
+
 _COLUMNS = (
     "case", "pass", "layout", "threads", "prepared", "GFLOP/s", "of peak", "of bandwidth", "ms",
     "min..max", "peer", "peer GFLOP/s", "ratio", "to torch", "error",
