@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 
 import numpy as np
 import pytest
@@ -36,6 +37,20 @@ def columns(count: int, lanes: int, stride: int, valid: int, dtype: DType) -> Bl
         value = Register(f"r{column}", dtype, lanes)
         body.append(Store("Y", Index(Affine((), column)), stride, value, valid))
     return Block(tuple(body))
+
+
+def fenced(values: np.ndarray) -> np.ndarray:
+    """The values right before a page that may not be touched."""
+    page = mmap.PAGESIZE
+    size = values.nbytes
+    room = -(-size // page) * page
+    area = mmap.mmap(-1, room + page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(area))
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(start + room), ctypes.c_size_t(page), 0) == 0
+    found = np.frombuffer(area, values.dtype, len(values), room - size)
+    found[:] = values
+    return found
 
 
 def make(body: Stmt, dtype: DType, x: np.ndarray, y: np.ndarray, where: str) -> llvm.Artifact:
@@ -107,3 +122,66 @@ def test_no_element_goes_alone() -> None:
     moves = [line for line in text.splitlines() if "(%" in line and "zmm" in line]
     assert sum("mov" in line for line in moves) == 32
     assert "vextractps" not in text and "vmovss" not in text
+
+
+def gathered(count: int, lanes: int, stride: int, valid: int, dtype: DType) -> Block:
+    """Y[column*lanes + lane] = X[lane*stride + column], the columns in a mixed order."""
+    body: list[Stmt] = []
+    order = sorted(range(count), key=lambda c: (c * 7) % 5)
+    for column in order:
+        load = VectorLoad("X", Index(Affine((), column)), stride, dtype, lanes, valid)
+        body.append(Set(f"r{column}", load))
+    for column in order:
+        where = Index(Affine((), column * lanes))
+        body.append(Store("Y", where, 1, Register(f"r{column}", dtype, lanes), lanes))
+    return Block(tuple(body))
+
+
+@pytest.mark.parametrize("where", ["x86-64-v4", "x86-64-v3", "x86-64-v2"])
+@pytest.mark.parametrize("dtype", [f32, f64, i64, u16], ids=str)
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 9, 14, 19])
+def test_loads_with_a_step(where: str, dtype: DType, count: int) -> None:
+    """The array ends with the last element that is wanted, at the end of a page of its own."""
+    if not runs_here(target(where)):
+        pytest.skip(f"not a {where}")
+    lanes = max(2, target(where).lanes(dtype))
+    for stride in (count, count + 3, 40):
+        for valid in (lanes, lanes - 1):
+            size = (valid - 1) * stride + count
+            x = np.random.default_rng(count).integers(1, 999, size).astype(dtype.numpy_name)
+            y = np.full(count * lanes, 5, dtype.numpy_name)
+            want = np.zeros_like(y)
+            for column in range(count):
+                for lane in range(valid):
+                    want[column * lanes + lane] = x[lane * stride + column]
+            body = gathered(count, lanes, stride, valid, dtype)
+            run(make(body, dtype, x, y, where), where, fenced(x), y)
+            np.testing.assert_array_equal(y, want, f"{stride=} {valid=}")
+
+
+def test_rows_are_loaded_whole() -> None:
+    """Nine columns of sixteen floats, nine apart: whole loads, none under a mask, no element goes
+    alone."""
+    x = y = np.zeros(9 * 16, np.float32)
+    body = gathered(9, 16, 9, 16, f32)
+    text = llvm.LlvmBackend().assembly(make(body, f32, x, y, "x86-64-v4").ir, target("x86-64-v4"))
+    assert "vinsertps" not in text and "{%k" not in text
+    assert sum("vmovups\t" in x and ", %zmm" in x for x in text.splitlines()) <= 16
+
+
+def test_what_a_block_writes_is_read_in_order() -> None:
+    """A load of a buffer that the phase writes stays where it is."""
+    x, y = np.arange(12, dtype=np.float32), np.zeros(24, np.float32)
+
+    def load(buffer: str, first: int) -> VectorLoad:
+        return VectorLoad(buffer, Index(Affine((), first)), 3, f32, 4, 4)
+
+    body = (
+        Set("a", load("Y", 0)),
+        Store("Y", Index(Affine((), 1)), 3, load("X", 1), 4),
+        Set("b", load("Y", 1)),
+        Store("Y", Index(Affine((), 12)), 1, Register("b", f32, 4), 4),
+        Store("Y", Index(Affine((), 16)), 1, Register("a", f32, 4), 4),
+    )
+    run(make(Block(body), f32, x, y, "x86-64-v2"), "x86-64-v2", x, y)
+    assert y[12:20].tolist() == [1, 4, 7, 10, 0, 0, 0, 0]

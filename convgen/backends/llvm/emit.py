@@ -21,6 +21,7 @@ from convgen.backends.llvm.builder import (
     memory_type,
 )
 from convgen.backends.llvm.ops import convert, emit_op
+from convgen.backends.llvm.rows import Run, runs_of
 from convgen.backends.llvm.scope import Scope, forget, statements
 from convgen.backends.llvm.transpose import Waiting, may_wait, store_run
 from convgen.errors import InternalError
@@ -223,9 +224,15 @@ class _Phase:
 
     def _block(self, body: tuple[Stmt, ...]) -> None:
         """Statements in order; vectors stored with a step wait for their neighbours as long as
-        nothing can see that."""
+        nothing can see that, vectors loaded with a step come with theirs."""
         waiting = Waiting()
-        for one in body:
+        runs, ready = runs_of(body, self.written, self.scope.registers), set[int]()
+        for number, one in enumerate(body):
+            if number in runs:
+                self._load_run(runs[number])
+                ready.update(runs[number].places)
+            if number in ready:
+                continue
             if isinstance(one, Store) and may_wait(one, self._buffer(one.buffer).dtype):
                 if waiting.meets(one.value) or not waiting.fits(one):
                     self._store_waiting(waiting)
@@ -237,6 +244,11 @@ class _Phase:
                 self._store_waiting(waiting)
             self._stmt(one)
         self._store_waiting(waiting)
+
+    def _load_run(self, run: Run) -> None:
+        place = self._place(self._buffer(run.load.buffer), run.load.offset)
+        columns = run.columns(self.b, place, self.target)
+        self.scope.registers.update(zip(run.registers, columns, strict=True))
 
     def _store_waiting(self, waiting: Waiting) -> None:
         for name, offset, run in waiting.take():
