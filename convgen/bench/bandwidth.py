@@ -12,6 +12,7 @@ import numpy as np
 
 from convgen.affine import Affine
 from convgen.backends import llvm
+from convgen.bench.arrays import random_array
 from convgen.ir.nodes import (
     Block,
     Broadcast,
@@ -120,7 +121,7 @@ def _measure(
     entry = _ENTRY(library.address(artifact.entries[0].symbol))
     rng = np.random.default_rng(0)
     arrays = [
-        (rng.uniform(1, 2, elements).astype("float32"), np.ones(elements, "float32"))
+        (random_array(rng, (elements,), f32), random_array(rng, (elements,), f32))
         for _ in range(threads)
     ]
     pointers = [(ctypes.c_void_p * 2)(x.ctypes.data, y.ctypes.data) for x, y in arrays]

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from convgen.bench.arrays import random_array
 from convgen.bench.cases import PASSES, Measured
 from convgen.bench.peak import Peak, PeakLoop, measure_peak
 from convgen.bench.peers import PEERS, Calls
 from convgen.bench.timing import Timing, interleave
 from convgen.errors import InternalError
 from convgen.runtime import kernel as kernels
+from convgen.runtime.arrays import new_array
 from convgen.symbolic.program import Program
 from convgen.target import target
 from convgen.types import DType, f32, f64
@@ -69,14 +71,10 @@ class Row:
 
 
 def arrays_of(case: Measured, layout: str, dtype: DType, seed: int = 0) -> dict[str, Array]:
-    """Random X, W and dY; never zeros, whose products a machine may do faster."""
+    """Random X, W and dY."""
     rng = np.random.default_rng(seed)
-    return {
-        name: rng.uniform(-1, 1, case.shape(name.removeprefix("d"), layout)).astype(
-            dtype.numpy_name
-        )
-        for name in ("X", "W", "dY")
-    }
+    shapes = {name: case.shape(name.removeprefix("d"), layout) for name in ("X", "W", "dY")}
+    return {name: random_array(rng, shape, dtype) for name, shape in shapes.items()}
 
 
 class Subject:
@@ -87,7 +85,7 @@ class Subject:
         self.program: Program = case.program(which, layout, dtype)
         self.kernel: Any = kernels.compile(self.program, threads=threads)
         self.arrays = arrays_of(case, layout, dtype)
-        self.out = np.empty(case.shape(_RESULT[which], layout), dtype.numpy_name)
+        self.out = new_array(case.shape(_RESULT[which], layout), np.dtype(dtype.numpy_name))
         self._inputs: list[Any] = [self.arrays[t.name] for t in self.program.inputs]
 
     def call(self) -> object:

@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from convgen.bench.arrays import random_array
 from convgen.bench.subjects import Subject
 from convgen.bench.timing import Timing, interleave
 from convgen.bench.written import WRITTEN
@@ -19,9 +20,11 @@ from convgen.ir.nodes import Expr, Op
 from convgen.ir.visit import walk
 from convgen.passes.lower import lower
 from convgen.runtime import kernel as kernels
+from convgen.runtime.arrays import new_array
 from convgen.symbolic import dsl
 from convgen.symbolic.derive import split
 from convgen.symbolic.program import Program
+from convgen.types import f32
 
 Array = NDArray[Any]
 WHICH = ("forward", "backward", "both")
@@ -62,11 +65,12 @@ class Compiled:
         program = subject.program()
         ahead, behind = split(program, list(subject.wrt))
         rng = np.random.default_rng(0)
+        inputs = {t.name: t for t in program.inputs}
+        inputs |= {f"d{t.name}": t for t in program.outputs}
         self.arrays: dict[str, Array] = {
-            t.name: rng.uniform(-1, 1, t.shape).astype(t.dtype.numpy_name) for t in program.inputs
+            name: random_array(rng, cast("tuple[int, ...]", t.shape), t.dtype)
+            for name, t in inputs.items()
         }
-        for one in program.outputs:
-            self.arrays[f"d{one.name}"] = rng.uniform(-1, 1, one.shape).astype(one.dtype.numpy_name)
         self._programs = {"forward": program, "ahead": ahead, "backward": behind}
         self._kernels: dict[str, Any] = {}
         self._out: dict[str, list[Array]] = {}
@@ -136,8 +140,8 @@ class Copying:
     def __init__(self, size: int, threads: int) -> None:
         program = _copy_program(max(1, size // 8))
         self._kernel: Any = kernels.compile(program, threads=threads)
-        self._x = np.random.default_rng(1).uniform(-1, 1, max(1, size // 8)).astype("float32")
-        self._y = np.empty_like(self._x)
+        self._x = random_array(np.random.default_rng(1), (max(1, size // 8),), f32)
+        self._y = new_array(self._x.shape, self._x.dtype)
 
     def run(self) -> None:
         self._kernel(self._x, out=self._y)

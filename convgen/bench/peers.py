@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from convgen.bench.arrays import own_copy
 from convgen.bench.cases import Case, Measured
 from convgen.bench.models import model_of
 from convgen.errors import UserError
+from convgen.runtime.arrays import new_array
 
 Calls = dict[str, Callable[[], object]]
 Arrays = Mapping[str, NDArray[Any]]
@@ -39,7 +41,7 @@ def torch_calls(case: Measured, which: str, layout: str, threads: int, arrays: A
         for name in ("X", "W", "dY")
     }
     if not isinstance(case, Case):
-        x, w, dy = (torch.from_numpy(given[name]) for name in ("X", "W", "dY"))
+        x, w, dy = (torch.from_numpy(given[name]).clone() for name in ("X", "W", "dY"))
         products: Calls = {
             "forward": lambda: torch.nn.functional.linear(x, w),
             "input": lambda: dy @ w,
@@ -50,7 +52,7 @@ def torch_calls(case: Measured, which: str, layout: str, threads: int, arrays: A
     wanted = [which == "input", which == "weights", False]
 
     def call_in(form: Any) -> Callable[[], object]:
-        x, w, dy = (torch.from_numpy(a).contiguous(memory_format=form) for a in given.values())
+        x, w, dy = (torch.from_numpy(a).clone(memory_format=form) for a in given.values())
 
         def forward() -> object:
             return torch.conv2d(x, w, None, stride, padding, dilation, case.groups)
@@ -82,8 +84,8 @@ def onnxruntime_calls(
     session = onnxruntime.InferenceSession(
         model_of(case, arrays["W"]), options, providers=["CPUExecutionProvider"]
     )
-    x = np.ascontiguousarray(case.as_peers_have(arrays["X"], "X", layout))
-    y = np.empty(case.shape("Y", "nchw"), x.dtype)
+    x = own_copy(case.as_peers_have(arrays["X"], "X", layout))
+    y = new_array(case.shape("Y", "nchw"), x.dtype)
     bound = session.io_binding()
     bound.bind_ortvalue_input("X", onnxruntime.OrtValue.ortvalue_from_numpy(x))
     bound.bind_output("Y", "cpu", 0, y.dtype, y.shape, y.ctypes.data)
@@ -124,10 +126,10 @@ def openvino_calls(case: Measured, which: str, layout: str, threads: int, arrays
                 one.model().set_layout(openvino.Layout("NCHW"))
             model = steps.build()
         request = core.compile_model(model, "CPU", settings).create_infer_request()
-        x = np.ascontiguousarray(first.transpose(0, 2, 3, 1) if last else first)
+        x = own_copy(first.transpose(0, 2, 3, 1) if last else first)
         request.set_input_tensor(openvino.Tensor(x, shared_memory=True))
         n, c, *size = case.shape("Y", "nchw")
-        y = np.empty((n, *size, c) if last else (n, c, *size), x.dtype)
+        y = new_array((n, *size, c) if last else (n, c, *size), x.dtype)
         request.set_output_tensor(openvino.Tensor(y, shared_memory=True))
         seen = y.transpose(0, 3, 1, 2) if last else y
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -12,6 +13,23 @@ from convgen.errors import DataError
 from convgen.symbolic.expr import Size, Tensor
 
 Array = NDArray[Any]
+LINE = 64  # bytes of a cache line, and of the widest vector
+_LARGE = 1 << 14  # bytes from which it pays to look where an array begins
+
+
+def new_array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """An array whose elements are not set. A large one begins with a cache line, so that no vector
+    of a kernel lies in two of them (numpy's own begin 16 bytes behind a page).
+
+    >>> new_array((64, 64), np.dtype("float32")).ctypes.data % 64
+    0
+    """
+    size = dtype.itemsize * math.prod(shape)
+    if size < _LARGE:
+        return np.empty(shape, dtype)
+    raw = np.empty(size + LINE, np.uint8)
+    start = -raw.ctypes.data % LINE
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def view_of(value: Any, name: str, where: str) -> Array:

@@ -18,6 +18,7 @@ from convgen.runtime.arrays import (
     bind_sizes,
     check_apart,
     check_written,
+    new_array,
     plain,
     shape_text,
 )
@@ -209,7 +210,7 @@ class CompiledKernel(Addressed, ShowsProgram):
             ):
                 return _SLOW
         if out is None:
-            made = [np.empty(shape, dtype) for _, dtype, shape in special.results]
+            made = [new_array(shape, dtype) for _, dtype, shape in special.results]
             found = addresses_of([*given, *made])
         else:
             made = ()
@@ -445,7 +446,7 @@ class CompiledKernel(Addressed, ShowsProgram):
         """Result name -> array: new ones, or those of the caller."""
         wanted = special.results
         if out is None:
-            return {name: np.empty(shape, dtype) for name, dtype, shape in wanted}
+            return {name: new_array(shape, dtype) for name, dtype, shape in wanted}
         several = isinstance(out, (tuple, list))
         arrays = list(cast("Sequence[Any]", out)) if several else [out]
         if len(arrays) != len(wanted):
