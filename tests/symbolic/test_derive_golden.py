@@ -57,8 +57,8 @@ def test_the_backward_of_a_transposed_layer_is_ordinary() -> None:
     found = derive.grad(TEXTS["transposed"]())
     same_formulas(
         found,
-        "dW[k, c, h, w] = sum(n, u, u': dY[n, k, u, u'] * ddX[n, c, 2*u + h - 1, 2*u' + w - 1])",
-        "ddY[n, k, u, u'] = sum(c, r, s: W[k, c, r, s] * ddX[n, c, 2*u + r - 1, 2*u' + s - 1])",
+        "dW[k, c, r, s] = sum(n, y, x: dY[n, k, y, x] * ddX[n, c, 2*y + r - 1, 2*x + s - 1])",
+        "ddY[n, k, y, x] = sum(c, r, s: W[k, c, r, s] * ddX[n, c, 2*y + r - 1, 2*x + s - 1])",
     )
 
 

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from derive_oracle import check_gradients
 
 from convgen.layers import activation, convolution, normalization, pooling
 from convgen.symbolic.derive import adjoint, grad
@@ -27,6 +28,14 @@ def second_order():
     """The gradient of <dX(W, dY), V>: what a penalty on the input gradient needs."""
     layer = parse("Y[y] = sum(r: X[y + r - 1] * W[r]) for y < 6", X=6, W=3)
     return grad(grad(layer, ["X"]), ["W", "dY"])
+
+
+def strided():
+    return parse(
+        "Y[n, k, y, x] = sum(c, r, s: X[n, c, 2*y + r - 1, 2*x + s - 1] * W[k, c, r, s])"
+        " for y < 4, x < 4",
+        X=(2, 3, 8, 8), W=(4, 3, 3, 3),
+    )  # fmt: skip
 
 
 def first_order(program):
@@ -50,6 +59,20 @@ CASES = {
     "transposed": first_order(
         lambda: convolution.ConvTranspose1d(2, 3, 4, stride=2, padding=1).program((2, 2, 5))
     ),
+    "transposed2d": first_order(
+        lambda: convolution.ConvTranspose2d(2, 3, 3, stride=2, padding=1).program((2, 2, 5, 5))
+    ),
+    "transposed3d": first_order(
+        lambda: convolution.ConvTranspose3d(2, 3, 4, stride=2, padding=1).program((1, 2, 5, 5, 5))
+    ),
+    "transposed_one_tap": first_order(
+        lambda: convolution.ConvTranspose2d(4, 6, 3, stride=3, padding=1, dilation=2, groups=2)
+        .program((2, 4, 5, 5))
+    ),
+    "depthwise_reflect": first_order(
+        lambda: convolution.Conv2d(3, 3, 3, padding=1, padding_mode="reflect", groups=3)
+        .program((2, 3, 8, 8))
+    ),
     "tiled": first_order(lambda: written("tiled_conv")),
     "locally_connected": first_order(
         lambda: parse(
@@ -72,6 +95,8 @@ CASES = {
     "lcn": first_order(lambda: written("lcn")),
     "softmax_cross_entropy": first_order(lambda: written("softmax_cross_entropy")),
     "second_order": second_order,
+    "second_order_stride2": lambda: grad(grad(strided(), ["X"]), ["W", "dY"]),
+    "second_order_weights": lambda: grad(grad(strided(), ["W"]), ["X", "dY"]),
 }  # fmt: skip
 
 
@@ -234,6 +259,53 @@ def test_stride_one_is_the_textbooks():
         "dX[n, c, h, w] = sum(k, r < 3, s < 3: dY[n, k, h + r - 1, w + s - 1]"
         " * W[k, c, 2 - r, 2 - s])"
     ) in flipped
+
+
+POSITIONS_BEFORE_TAPS = {
+    "conv2d": "dY[n, k, y, x] * X[n, c, y + r - 1, x + s - 1]",
+    "conv3d": "dY[n, k, z, y, x] * X[n, c, z + q, y + r, x + s]",
+    "stride2": "dY[n, k, y, x] * X[n, c, 2*y + r - 1, 2*x + s - 1]",
+    "dilation": "dY[n, k, y, x] * X[n, c, y + 2*r - 2, x + 2*s - 2]",
+    "groups": "dY[n, 3*g + k, y, x] * X[n, 2*g + c, y + r - 1, x + s - 1]",
+    "transposed2d": "dY[n, c, 2*y + r - 1, 2*x + s - 1] * X[n, k, y, x]",
+    "transposed_one_tap": ("dY[n, 3*g + c, 3*y + 2*r - 1, 3*x + 2*s - 1] * X[n, 2*g + k, y, x]"),
+    "locally_connected": "dY[n, k, y, x] * X[n, c, y + r, x + s]",
+    "tiled": "dY[n, k, 2*y_out + h, 2*x_out + w] * X[n, c, 2*y_out + h + r, 2*x_out + w + s]",
+    "depthwise_reflect": "dY[n, g, y, x] * X{., ., reflect, reflect}[n, g, y + r - 1, x + s - 1]",
+    "second_order_stride2": "dY[n, k, y, x] * ddX[n, c, 2*y + r - 1, 2*x + s - 1]",
+}
+
+
+@pytest.mark.parametrize("name", POSITIONS_BEFORE_TAPS)
+def test_gradients_to_the_weights_read_alike(name):
+    (found,) = [x for x in lines(CASES[name]()) if x.startswith("dW[")]
+    assert found.endswith(f": {POSITIONS_BEFORE_TAPS[name]})"), found
+    assert found.index("n") < found.index("y", found.index("= sum("))
+
+
+def test_positions_before_taps_whatever_their_extents():
+    """A kernel larger than the map, a displacement larger than the image, a flipped filter."""
+    large = parse("Y[y] = sum(r: X[2*y + r - 4] * W[r]) for y < 2", X=4, W=9)
+    assert "dW[r] = sum(y: dY[y] * X[2*y + r - 4])" in lines(grad(large))
+    far = parse(
+        "Y[i, j, y, x] = sum(c: A[c, y, x] * B[c, y + i - 4, x + j - 4]) for i < 9, j < 9",
+        A=(2, 3, 3), B=(2, 3, 3),
+    )  # fmt: skip
+    assert "dA[c, y, x] = sum(i, j: dY[i, j, y, x] * B[c, y + i - 4, x + j - 4])" in lines(
+        grad(far)
+    )
+
+
+def test_one_tap_in_each_class_is_one_formula():
+    """Sums, products and pieces of one element each that run on evenly are put together."""
+    stencil = parse("Y[x] = X[x] * W[0] + X[x + 1] * W[1] + X[x + 2] * W[2]", X=9, W=3)
+    found = lines(grad(stencil))
+    assert "dX[h] = sum(r: dY[h - r] * W[r])" in found
+    assert "dW[r] = sum(x: dY[x] * X[x + r])" in found
+    uneven = parse("Y[x] = X[x] * W[0] + X[x + 1] * W[1] + X[x + 3] * W[2]", X=9, W=3)
+    assert sum(x.startswith("dW[") for x in lines(grad(uneven))) > 1
+    for program in (stencil, uneven):
+        check_gradients(program)
 
 
 # (what is derived, what the textbook prints); letters of the notes, sizes small

@@ -214,7 +214,7 @@ def test_dropout_keeps_three_of_four_scaled():
 MUTANTS = [
     ("conv_bias_relu", "2*y + r - 1", "2*y + r"),
     ("conv_stride2_dX", "W[k, c, 1, 2*t']", "W[k, c, 1, -2*t' + 2]"),
-    ("conv_reflect_dX", "11 - h", "10 - h"),
+    ("conv_reflect_dX", "dXp[n, c, 7]", "dXp[n, c, 6]"),
     ("max_pool_index", "{omit}", ""),
     ("max_unpool", "2 * (h % 2) + w % 2", "2 * (w % 2) + h % 2"),
     ("bilinear_upsample", "{replicate}", ""),

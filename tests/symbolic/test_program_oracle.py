@@ -62,7 +62,7 @@ def _changes(pieces, at, piece):
     if rest:
         yield rest
     yield [*pieces, piece]
-    for d, out in enumerate(piece.outs[0].index):
+    for d in range(piece.outs[0].tensor.rank):
         if isinstance(piece.outs[0].tensor.shape[d], int):
             index = tuple(v + (k == d) for k, v in enumerate(piece.outs[0].index))
             moved = type(piece.outs[0])(piece.outs[0].tensor, index)
@@ -70,7 +70,6 @@ def _changes(pieces, at, piece):
                 *rest,
                 Definition((moved, *piece.outs[1:]), piece.domain, piece.reduces, piece.values),
             ]
-            assert out.names() or not piece.domain.ranges
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)

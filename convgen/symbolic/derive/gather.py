@@ -16,6 +16,7 @@ from fractions import Fraction
 from convgen.affine import Affine, Constraint
 from convgen.symbolic.derive.branch import Branch, finish_branch, isolate, start_branch
 from convgen.symbolic.derive.guards import guarded_axes
+from convgen.symbolic.derive.merge import POSITIONS, TAPS
 from convgen.symbolic.derive.terms import Digits, Part, Progression, Term, span
 from convgen.symbolic.expr import Range, Size
 from convgen.symbolic.indexmath import mixed_radix, solve_congruence, tap_range
@@ -52,11 +53,22 @@ def solve(term: Term) -> list[Part]:
 
 
 def _dimension_names(term: Term, branch: Branch) -> tuple[str, ...]:
-    """The wanted name of each dimension's axis: its own axis, or h; h w; d h w; e0 e1 ..."""
+    """The wanted name of each dimension's axis: its own axis; where positions lead to it h; h w;
+    d h w; e0 e1 ...; where only axes of sums do, or none (one tap), r; r s; q r s."""
     own = [
         i.single if isinstance(r, Progression) else "i"
         for i, r in zip(term.index, branch.regions, strict=True)
     ]
+    taps = [
+        name is None and not value.names() & set(term.positions)
+        for name, value in zip(own, term.index, strict=True)
+    ]
+    found = iter([t for t in TAPS.get(sum(taps), ()) if t not in own])
+    for j, tap in enumerate(taps):
+        own[j] = next(found, None) if tap else own[j]
+    counted = [j for j, name in enumerate(own) if name in term.classes]
+    for j, letter in zip(counted, POSITIONS.get(len(counted), ()), strict=False):
+        own[j] = letter if letter not in own else own[j]
     count = own.count(None)
     rest = iter(LETTERS.get(count) or [f"e{j}" for j in range(count)])
     return tuple(name or next(rest) for name in own)

@@ -7,13 +7,14 @@ sums, or several pieces, whose formulas are one formula at the elements of diffe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from sympy import Add, Expr
 
 from convgen.affine import Affine, Constraint
-from convgen.symbolic.derive.guards import guards
+from convgen.symbolic.derive.counting import counted_from_reads
+from convgen.symbolic.derive.points import merge_point_pieces, merge_point_sums
 from convgen.symbolic.derive.scalar import affine_in_results, exchange
 from convgen.symbolic.expr import (
     Access,
@@ -28,8 +29,27 @@ from convgen.symbolic.expr import (
     substitute,
 )
 from convgen.symbolic.indexmath import ceil_div
+from convgen.symbolic.reductions import SUM
 
-TAPS = {"t": "r", "t'": "s", "t''": "q"}
+# What the axes of residue classes are called once they count all of them: taps t, t', ... and
+# positions u, u', ..., by how many there are.
+TAPS = {1: ("r",), 2: ("r", "s"), 3: ("q", "r", "s")}
+POSITIONS = {1: ("y",), 2: ("y", "x"), 3: ("z", "y", "x")}
+
+
+def _whole_name(
+    axis: str, base: str, axes: Iterable[str], names: dict[int, tuple[str, ...]]
+) -> str:
+    """The name for all of t, t', ... (`base` t) in the place of one class's."""
+    bare = axis.rstrip("'")
+    rank = max((len(a) - len(base) + 1 for a in axes if a.rstrip("'") == base), default=0)
+    return names[rank][len(axis) - len(bare)] if bare == base and rank in names else axis
+
+
+def _positions(axes: Sequence[str]) -> dict[str, str]:
+    """What the axes u, u', ... among some are called once they count all positions."""
+    own = [a for a in axes if a.rstrip("'") == "u"]
+    return dict(zip(own, POSITIONS.get(len(own), own), strict=True))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -86,6 +106,7 @@ def _stretch(body: Expr, axis: str, m: int, c: int, number: str) -> Expr:
 
 def merge_sums(piece: Definition) -> Definition:
     """Sums over the taps of several residue classes as one sum over all taps."""
+    piece = _products_as_sums(piece)
     values = list(piece.values)
     numbers = [affine_in_results(v) for v in values]
     if len(values) != 1 or len(piece.reduces) < 2 or numbers[0] is None:
@@ -111,6 +132,29 @@ def merge_sums(piece: Definition) -> Definition:
     return Definition(piece.outs, piece.domain, tuple(reduces), (Add(*terms, rest),))
 
 
+def _products_as_sums(piece: Definition) -> Definition:
+    """Products that differ in a number that an access is read at, as a sum over it."""
+    groups: dict[Expr, list[Reduce]] = {}
+    for term in Add.make_args(piece.values[0]) if len(piece.values) == 1 else ():
+        coefficient, core = term.as_coeff_Mul()
+        if not term.atoms(Result):
+            groups.setdefault(coefficient, []).append(Reduce(Domain(()), SUM, core))
+    outer, value = set(piece.domain.names), piece.values[:1]
+    reduces = list(piece.reduces)
+    terms: list[Expr] = []
+    for coefficient, group in groups.items():
+        for reduce in merge_point_sums(group, outer) if len(group) > 1 else group:
+            if not reduce.domain.ranges:
+                terms.append(coefficient * reduce.body)
+                continue
+            terms.append(coefficient * Result(len(reduces)))
+            reduces.append(reduce)
+    if len(reduces) == len(piece.reduces):
+        return piece
+    kept = [t for t in Add.make_args(value[0]) if t.atoms(Result)]
+    return replace(piece, reduces=tuple(reduces), values=(Add(*kept, *terms),))
+
+
 def _merge_group(reduces: list[Reduce], outer: set[str]) -> list[Reduce]:
     changed = True
     while changed and len(reduces) > 1:
@@ -121,7 +165,7 @@ def _merge_group(reduces: list[Reduce], outer: set[str]) -> list[Reduce]:
             if found is not None:
                 reduces, changed = found, True
                 break
-    return reduces
+    return merge_point_sums(reduces, outer)
 
 
 def _merge_axis(reduces: list[Reduce], axis: str, outer: set[str]) -> list[Reduce] | None:
@@ -140,7 +184,9 @@ def _merge_axis(reduces: list[Reduce], axis: str, outer: set[str]) -> list[Reduc
         )
         if m < 2 or pivot is None:
             continue
-        number = TAPS.get(axis, axis)
+        known = [a for r in reduces for a in r.domain.names]
+        number = _whole_name(axis, "t", known, TAPS)
+        number = _whole_name(number, "u", known, POSITIONS)
         while number in outer or (number != axis and number in reduce.domain):
             number += "'"
         tensor, slot, c = pivot
@@ -200,11 +246,24 @@ def merge_pieces(stage: Stage, hints: Sequence[str]) -> Stage:
     pieces = list(stage.pieces)
     if len(stage.tensors) != 1 or len(pieces) < 2:
         return stage
+    whole = _positions(hints)
+    hints = [whole.get(h, h) for h in hints]
     for dim in reversed(range(stage.tensors[0].rank)):
         pieces = _merge_intervals(_merge_classes(pieces, dim, hints[dim]), dim)
+        as_read = [
+            merge_point_pieces(pieces, dim, lambda p, _: p),
+            merge_point_pieces(pieces, dim, lambda p, own: counted_from_reads(p, own, True)),
+        ]
+        pieces = min(as_read, key=lambda found: (len(found), _index_terms(found)))
     if len(pieces) == len(stage.pieces):
         return stage
     return Stage(stage.tensors, tuple(_unprimed(p) for p in pieces))
+
+
+def _index_terms(pieces: Sequence[Definition]) -> int:
+    """How much is to be read in the indices of pieces."""
+    indices = (i for p in pieces for a in p.reads() for i in a.index)
+    return sum(len(i.terms) + bool(i.constant) for i in indices)
 
 
 def _unprimed(piece: Definition) -> Definition:
@@ -213,8 +272,9 @@ def _unprimed(piece: Definition) -> Definition:
     for r in piece.reduces:
         taken, names = set(piece.domain.names), dict[str, Affine | int]()
         ranges: list[Range] = []
+        whole = {} if "u" in taken else _positions(r.domain.names)
         for known in r.domain.ranges:
-            name = known.axis.rstrip("'")
+            name = whole.get(known.axis, known.axis).rstrip("'")
             while name in taken:
                 name += "'"
             taken.add(name)
@@ -302,7 +362,7 @@ def _merge_class_group(group: list[Definition], dim: int, hint: str) -> Definiti
     extent = sum(counts.values())  # the classes together are the first elements, or stay apart
     if any(count != ceil_div(extent - c, modulus) for c, count in counts.items()):
         return None
-    settled = [_counted_from_reads(p, own) for p in group]
+    settled = [counted_from_reads(p, own) for p in group]
     number = hint
     while number in group[0].domain or any(number in r.domain for p in group for r in p.reduces):
         number += "'"
@@ -388,57 +448,3 @@ def _substituted(piece: Definition, values: Mapping[str, Affine | int]) -> Defin
     return replace(
         piece, reduces=reduces, values=tuple(substitute(v, values) for v in piece.values)
     )
-
-
-# ---------------------------------------------------------------------------------------------
-# Sums counted from what they read
-
-
-def _counted_from_reads(piece: Definition, own: str) -> Definition:
-    """Sums over positions run over the elements of a tensor that they read shifted by `own`:
-    ``sum(u: A[2*u] * B[u - h])`` is ``sum(y: A[2*y + 2*h] * B[y])``, both zero outside."""
-    reduces = tuple(_counted(r, {own}) for r in piece.reduces)
-    return replace(piece, reduces=reduces)
-
-
-def _counted(reduce: Reduce, outer: set[str]) -> Reduce:
-    body, ranges = reduce.body, list(reduce.domain.ranges)
-    if reduce.domain.constraints:
-        return reduce
-    for i, known in enumerate(ranges):
-        if isinstance(known.hi, Size):
-            continue
-        zero = guards(body)
-        shifted = next(
-            (
-                (index, extent)
-                for index, extent in sorted(zero, key=lambda g: str(g[0]))
-                if abs(index.coefficient(known.axis)) == 1
-                and len(index.terms) > 1
-                and index.names() - {known.axis} <= outer
-                and not isinstance(extent, Size)
-            ),
-            None,
-        )
-        if shifted is None or not _vanishes(zero, known):
-            continue
-        index, extent = shifted
-        slope = index.coefficient(known.axis)
-        value = (Affine.of(known.axis) - index.without(known.axis)) * slope
-        body = substitute(body, {known.axis: value})
-        ranges[i] = Range(known.axis, 0, extent)
-    return Reduce(Domain(tuple(ranges)), reduce.reduction, body, reduce.name)
-
-
-def _vanishes(zero: Sequence[tuple[Affine, object]], known: Range) -> bool:
-    """True when a read that depends on this axis alone is outside wherever the axis is."""
-    for index, extent in zero:
-        slope = index.coefficient(known.axis)
-        if len(index.terms) != 1 or slope <= 0 or isinstance(extent, Size):
-            continue
-        hi = known.hi
-        assert isinstance(hi, int) and isinstance(extent, int)
-        before = index.constant + slope * (known.lo - 1)
-        if before < 0 and index.constant + slope * hi >= extent:
-            return True
-    return False

@@ -16,6 +16,7 @@ from sympy import Expr, Integer
 from convgen.affine import Affine, Constraint
 from convgen.errors import DerivationError
 from convgen.symbolic.derive.merge import merge_pieces, merge_sums
+from convgen.symbolic.derive.points import fix_points
 from convgen.symbolic.derive.scalar import exchange
 from convgen.symbolic.derive.terms import Digits, Part, Progression, span
 from convgen.symbolic.expr import (
@@ -81,7 +82,7 @@ def assemble(
     hints = parts[0].names if parts else ("i",) * tensor.rank
     walk((), [] if 0 in tensor.shape else list(parts))
     stage = Stage((tensor,), tuple(pieces))
-    return merge_pieces(stage, hints) if merge else stage
+    return fix_points(merge_pieces(stage, hints)) if merge else stage
 
 
 # ---------------------------------------------------------------------------------------------

@@ -243,7 +243,7 @@ class _Reverse:
         if slope == 0:
             return
         if access.tensor.name in self.active and access.tensor.dtype.is_float:
-            self._add(access, body, _times(factor, slope), domain, piece.domain.names)
+            self._add(access, body, _times(factor, slope), domain, piece)
         for outer, inner, dim in inner_accesses(access):
             value = outer.boundary[dim].value
             if inner.tensor.name in self.active and value is not None:
@@ -251,12 +251,12 @@ class _Reverse:
                 there = outside(outer, dim, bounds)
                 slope_inside = select(there, derivative(value, inner), Integer(0))
                 whole = factor * slope * slope_inside
-                self._add(inner, body, whole, domain, piece.domain.names)
+                self._add(inner, body, whole, domain, piece)
 
     # -----------------------------------------------------------------------------------------
 
     def _add(
-        self, access: Access, body: Expr, added: Expr, domain: Domain, positions: tuple[str, ...]
+        self, access: Access, body: Expr, added: Expr, domain: Domain, piece: Definition
     ) -> None:
         """added(z) belongs to the element that the access reads at z."""
         if added == 0:
@@ -265,9 +265,10 @@ class _Reverse:
         folding = self._folding(access, domain)
         tensor = access.tensor
         if folding:
-            parts = self._fold(access, added, domain, positions, folding)
+            parts = self._fold(access, added, domain, piece, folding)
         else:
-            term = Term(domain, access.index, tensor.shape, added, positions)
+            classes = _class_axes(piece)
+            term = Term(domain, access.index, tensor.shape, added, piece.domain.names, classes)
             parts = solve(term)
             self.events.append(Contribution(tensor, term, tuple(parts), self.flip))
         self.parts.setdefault(tensor.name, []).extend(parts)
@@ -293,7 +294,7 @@ class _Reverse:
         access: Access,
         added: Expr,
         domain: Domain,
-        positions: tuple[str, ...],
+        piece: Definition,
         folding: dict[int, tuple[int, int]],
     ) -> list[Part]:
         """A gather onto the padded tensor, then one fold for each dimension."""
@@ -302,7 +303,7 @@ class _Reverse:
         for dim, (before, after) in folding.items():
             shape[dim] = before + fixed(shape[dim], tensor.name) + after
             index[dim] = index[dim] + before
-        term = Term(domain, tuple(index), tuple(shape), added, positions)
+        term = Term(domain, tuple(index), tuple(shape), added, piece.domain.names)
         source = Tensor(self.name(f"d{tensor.name}p"), tuple(shape), tensor.dtype, "temporary")
         parts = solve(term)
         names = parts[0].names if parts else ("i",) * len(shape)
@@ -323,6 +324,12 @@ class _Reverse:
                 self.behind.append(assemble(target, parts))
             source = target
         return parts
+
+
+def _class_axes(piece: Definition) -> tuple[str, ...]:
+    """The axes that number the elements of a residue class: u of 2*u + 1."""
+    terms = (i.terms for o in piece.outs for i in o.index if len(i.terms) == 1)
+    return tuple(a for ((a, step),) in terms if isinstance(a, str) and abs(step) > 1)
 
 
 def _out_of(piece: Definition, value: Expr) -> Access:

@@ -18,7 +18,8 @@ UNBOUNDED = 1 << 48
 class Term:
     """For each z of `domain`: body(z) belongs to element index(z) of a tensor of `shape`.
 
-    `positions` are the axes to solve for first (the axes of the definition, not of its sums).
+    `positions` are the axes to solve for first (the axes of the definition, not of its sums);
+    those in `classes` number the elements of a residue class (2*u + 1 is written).
     """
 
     domain: Domain
@@ -26,6 +27,7 @@ class Term:
     shape: tuple[Extent, ...]
     body: Expr
     positions: tuple[str, ...]
+    classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,16 @@ write), axes follow the definition; numbers come last in sums and first in produ
 
 In an index positions come before taps, and what is added before what is subtracted: `2*y + r - 1`
 in a layer, `h + 1 - r` in its gradient to the input, `2*y + r - 1` again in that to the weights,
-whose positions are those of the cotangent. Each group follows the order of the axes, the constant
-is the last of its group.
+whose positions are those of the cotangent. The constant is the last of its group. Positions are
+the axes that cotangents are read at, then those of the left side, then those of sums (the usual
+names, h w y x against r s t, tell it before that). Among these what counts whole blocks of the
+others comes first, then what more accesses mention, then what runs further.
 """
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,6 +27,10 @@ from convgen.symbolic.expr import Access, Axis, Definition, Result, accesses_of
 
 if TYPE_CHECKING:
     from convgen.symbolic.program import Program
+
+# Where both occur in an index, the usual names tell what is what.
+POSITIONS, TAPS = frozenset("zyxdhwu"), frozenset("qrst")
+UNBOUND = 1 << 48  # an extent that is bound later runs furthest
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,7 @@ class Order:
         for reduce in definition.reduces if definition else ():
             names += [n for n in reduce.domain.names if n not in names]
         self.axes = {name: i for i, name in enumerate(names)}
+        self._weights = self._standing()
         self._keys: dict[Expr, tuple[Any, ...]] = {}
 
     def _positions(self) -> list[str]:
@@ -61,6 +70,25 @@ class Order:
                 if self._is_cotangent(access):
                     found.update((i.single, None) for i in access.index if i.single is not None)
         return list(found)
+
+    def _standing(self) -> dict[str, tuple[int, int, int]]:
+        """(group, - accesses, - extent) of each axis: what stands first in an index."""
+        definition = self.definition
+        if definition is None:
+            return {}
+        accesses = [*definition.reads(), *definition.outs]
+        group = dict.fromkeys(self.axes, 2)
+        group.update((n, 1) for o in definition.outs for n in o.names())
+        for access in accesses:
+            if self._is_cotangent(access):
+                group.update((n, 0) for i in access.index for n in i.names())
+        extents: dict[str, int] = {}
+        for domain in (definition.domain, *(r.domain for r in definition.reduces)):
+            for r in domain.ranges:
+                extent = r.extent if isinstance(r.extent, int) else UNBOUND
+                extents[r.axis] = max(extent, extents.get(r.axis, 0))
+        uses = Counter(n for a in accesses for n in a.names())
+        return {n: (group[n], -uses[n], -extents.get(n, 0)) for n in self.axes}
 
     def _written(self) -> list[str]:
         """The axes on the left; of several in one index (blocks and what is in them) those that
@@ -76,11 +104,30 @@ class Order:
 
     def items(self, value: Affine) -> list[tuple[Atom | None, int]]:
         """The terms of an index in writing order: see `ordered_terms`."""
-        return ordered_terms(value, self.axes)
+        return ordered_terms(value, self.ranks_in(value))
 
     def affine(self, value: Affine) -> str:
         """An index as text, in writing order."""
-        return affine_text(value, self.axes)
+        return affine_text(value, self.ranks_in(value))
+
+    def ranks_in(self, value: Affine) -> dict[str, int]:
+        """The order of the axes of one index."""
+        last = (3, 0, 0)
+        coefficient = {a: abs(f) for a, f in value.terms if isinstance(a, str)}
+        usual = {n: n.rstrip("'").split("_")[0] for n in value.names()}
+        taps = {n for n, letter in usual.items() if letter in TAPS}
+        taps = taps if any(letter in POSITIONS for letter in usual.values()) else set[str]()
+        counted = _is_mixed_radix(
+            [(f, -self._weights.get(a, last)[2]) for a, f in coefficient.items() if a not in taps]
+        )
+
+        def key(name: str) -> tuple[Any, ...]:
+            group, *rest = self._weights.get(name, last)
+            size = coefficient.get(name, 0)
+            place = self.axes.get(name, len(self.axes))
+            return (name in taps, group, -size if counted else 0, *rest, -size, place)
+
+        return {n: i for i, n in enumerate(sorted(usual, key=key))}
 
     def ranks(self, body: Expr) -> list[int]:
         """The ranks of the tensors that a body reads, results included, smallest first."""
@@ -96,7 +143,8 @@ class Order:
         if body not in self._keys:
             ranks = self.ranks(body) or [len(self.tensors) + 1]
             axes = sorted(self.axes.get(a.name, 0) for a in body.atoms(Axis))
-            self._keys[body] = (ranks, axes, str(body).replace("-", "~"))
+            text = re.sub(r"\d+", lambda n: n[0].zfill(9), str(body))
+            self._keys[body] = (ranks, axes, text.replace("-", "~"))
         return self._keys[body]
 
     def _is_cotangent(self, factor: Expr) -> bool:
@@ -139,6 +187,16 @@ class Order:
                 over.append(factor)
         over.sort(key=lambda f: (not self._is_cotangent(f), *self.key(f)))
         return Product(coefficient, tuple(over), tuple(sorted(under, key=self.key)))
+
+
+def _is_mixed_radix(digits: list[tuple[int, int]]) -> bool:
+    """True for (weight, extent) of digits: each weight is the product of the smaller extents."""
+    step = min((w for w, _ in digits), default=1)
+    for weight, extent in sorted(digits):
+        if weight != step:
+            return False
+        step *= extent
+    return True
 
 
 def ordered_terms(value: Affine, axes: Mapping[str, int]) -> list[tuple[Atom | None, int]]:

@@ -27,7 +27,7 @@ from convgen.symbolic.expr import (
     Size,
     accesses_of,
 )
-from convgen.symbolic.printer.order import Order
+from convgen.symbolic.printer.order import Order, affine_text
 from convgen.symbolic.printer.prelude import NUMPY, TORCH
 from convgen.symbolic.printer.text import definition_text
 from convgen.symbolic.reductions import Reduction
@@ -255,7 +255,9 @@ class _Piece:
     # -- expressions ----------------------------------------------------------------------------
 
     def affine(self, value: Affine) -> str:
-        return value.map_names(lambda n: self.names("axis", n)).text()
+        named = {n: self.names("axis", n) for n in value.names()}
+        ranks = {named[n]: i for n, i in self.order.ranks_in(value).items()}
+        return affine_text(value.map_names(named.__getitem__), ranks)
 
     def index(self, index: Sequence[Affine]) -> str:
         items = [self.affine(i) for i in index]
