@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-_SAMPLE = 1e-3  # seconds a sample takes at least: a thousand times the clock's resolution
+_SAMPLE = 4e-3  # seconds a sample takes at least: some calls after one another, as in use
 _SETTLE = 0.02  # seconds between turns: OpenMP's idle threads spin for 5 to 10 ms
 _WARM = 0.01  # seconds of calls before a sample: the subject's data and threads come back
 _ROUNDS = 7
