@@ -52,6 +52,7 @@ from convgen.symbolic.domain import (
     fixed as fixed,
 )
 from convgen.symbolic.functions import RESULT_DTYPE, cast, round_down, select, uniform
+from convgen.symbolic.letters import usual_taps
 from convgen.symbolic.reductions import REDUCTIONS, Reduction
 from convgen.types import DType, bool_, dtype_of, f32, i64, promote
 
@@ -208,6 +209,14 @@ class Access(AtomicExpr):
 
     def _sympystr(self, printer: Any) -> str:
         index = ", ".join(str(i) for i in self.index)
+        return f"{self.tensor.name}{self.boundary_text}[{index}]"
+
+    def text(self) -> str:
+        """For messages: as `str`, positions before taps where the usual names tell them apart."""
+        index = ", ".join(
+            i.text({n: n in taps for taps in [usual_taps(i.names())] for n in i.names()})
+            for i in self.index
+        )
         return f"{self.tensor.name}{self.boundary_text}[{index}]"
 
     def names(self) -> frozenset[str]:

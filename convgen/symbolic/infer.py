@@ -83,7 +83,9 @@ def access_uses(
     """The dimensions of one access; `written`: it is a left side of known shape."""
     tensor = access.tensor
     return [
-        Use(str(access), tensor.name, d, index.substitute(rename or {}), extent, boundary, written)
+        Use(
+            access.text(), tensor.name, d, index.substitute(rename or {}), extent, boundary, written
+        )
         for d, (index, extent, boundary) in enumerate(
             zip(access.index, tensor.shape, access.boundary, strict=True)
         )

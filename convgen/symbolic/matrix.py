@@ -9,7 +9,7 @@ for small cases; it shares nothing with the derivation it is compared with.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,6 +26,15 @@ from convgen.symbolic.expr import fixed as bound
 from convgen.symbolic.program import Program
 
 MOST_TERMS = 40_000  # products that are worked out one by one
+
+# What a reduction makes of its terms.
+TOTALS: dict[str, Callable[..., Any]] = {
+    "sum": Add,
+    "prod": sympy.Mul,
+    "max": sympy.Max,
+    "min": sympy.Min,
+    "logsumexp": lambda *terms: sympy.log(Add(*map(sympy.exp, terms))),
+}
 
 Index = tuple[int, ...]
 
@@ -217,18 +226,18 @@ def _results(
 ) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
     for j, reduce in enumerate(piece.reduces):
-        if reduce.reduction.name not in ("sum", "prod"):
+        total = TOTALS.get(reduce.reduction.name)
+        if total is None:
             raise DerivationError(
-                f"{reduce.reduction.name} is no linear operation",
-                expected="sums of products",
+                f"{reduce.reduction.name} cannot be worked out by elements",
+                expected="one of " + ", ".join(TOTALS),
             )
         terms: list[Any] = []
         for inner in reduce.domain.points(point):
             body = substitute(reduce.body, inner)
             if not _left_out(body):
                 terms.append(_resolve(body, known))
-        whole = Add(*terms) if reduce.reduction.name == "sum" else sympy.Mul(*terms)
-        found[Result(j)] = whole
+        found[Result(j)] = total(*terms)
     return found
 
 

@@ -170,7 +170,7 @@ def _check_known(access: Access, known: Mapping[str, Tensor], program: Program) 
     found = known.get(access.tensor.name)
     if found is None:
         raise FormulaError(
-            f"{access} reads {access.tensor.name}, which nothing before it computes",
+            f"{access.text()} reads {access.tensor.name}, which nothing before it computes",
             where=program.name,
             expected="one of " + ", ".join(known),
         )
@@ -242,7 +242,7 @@ def _check_reads(piece: Definition, where: str) -> Iterator[Reach]:
         if any(r.extent == 0 for r in domain.ranges):
             continue
         for access in accesses_of(body):
-            yield from _check_access(access, domain, reduced, f"{where}: {access}")
+            yield from _check_access(access, domain, reduced, f"{where}: {access.text()}")
 
 
 def _check_access(access: Access, domain: Domain, reduced: bool, where: str) -> Iterator[Reach]:
@@ -274,7 +274,7 @@ def _check_access(access: Access, domain: Domain, reduced: bool, where: str) -> 
                         got=f"{low}..{high}",
                         hint="another boundary",
                     )
-        yield Reach(str(access), dim, low, high, extent, str(boundary))
+        yield Reach(access.text(), dim, low, high, extent, str(boundary))
 
 
 def _refused(boundary: Boundary, low: int, high: int, extent: int, reduced: bool) -> bool:

@@ -119,7 +119,9 @@ def test_parameters_are_tensors_like_others():
 def test_refusals():
     with pytest.raises(DerivationError, match="not linear in X"):
         matrix(parse("Y[i] = X[i] * X[i]", X=3), "X")
-    with pytest.raises(DerivationError, match="no linear operation"):
+    with pytest.raises(DerivationError, match="not linear in X"):
         matrix(parse("Y[] = max(i: X[i])", X=3), "X")
+    with pytest.raises(DerivationError, match="argmax cannot be worked out by elements"):
+        matrix(parse("Y[] = argmax(i: X[i]) * X[0]", X=3), "X")
     with pytest.raises(ShapeError, match="too large"):
         matrix(parse("Y[i] = sum(j: X[i, j])", X=(300, 300)), "X")

@@ -24,12 +24,11 @@ from sympy import Expr, Rational, S
 
 from convgen.affine import Affine, Atom, FloorDiv
 from convgen.symbolic.expr import Access, Axis, Definition, Result, accesses_of
+from convgen.symbolic.letters import usual_taps
 
 if TYPE_CHECKING:
     from convgen.symbolic.program import Program
 
-# Where both occur in an index, the usual names tell what is what.
-POSITIONS, TAPS = frozenset("zyxdhwu"), frozenset("qrst")
 UNBOUND = 1 << 48  # an extent that is bound later runs furthest
 
 
@@ -114,9 +113,7 @@ class Order:
         """The order of the axes of one index."""
         last = (3, 0, 0)
         coefficient = {a: abs(f) for a, f in value.terms if isinstance(a, str)}
-        usual = {n: n.rstrip("'").split("_")[0] for n in value.names()}
-        taps = {n for n, letter in usual.items() if letter in TAPS}
-        taps = taps if any(letter in POSITIONS for letter in usual.values()) else set[str]()
+        taps = usual_taps(value.names())
         counted = _is_mixed_radix(
             [(f, -self._weights.get(a, last)[2]) for a, f in coefficient.items() if a not in taps]
         )
@@ -127,7 +124,7 @@ class Order:
             place = self.axes.get(name, len(self.axes))
             return (name in taps, group, -size if counted else 0, *rest, -size, place)
 
-        return {n: i for i, n in enumerate(sorted(usual, key=key))}
+        return {n: i for i, n in enumerate(sorted(value.names(), key=key))}
 
     def ranks(self, body: Expr) -> list[int]:
         """The ranks of the tensors that a body reads, results included, smallest first."""
