@@ -95,7 +95,7 @@ class Subject:
     def prepared(self) -> Callable[[], object] | None:
         """A call with the weights packed ahead, where the pass has weights; the plain call where
         the schedule packs nothing; None where it packs more than the weights."""
-        packs = tuple(self.kernel.report().packs)
+        packs = tuple(self.kernel.packs)
         if self.which == "weights" or packs not in ((), ("W",)):
             return None
         if not packs:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from convgen.commands.options import JSON, example, sized
+from convgen.commands.subjects import resolve
 
 TARGETS = (
     "native, x86-64-v2, x86-64-v3, x86-64-v4 or aarch64; x86-64: AVX2 and AVX-512 in one. "
@@ -47,12 +48,8 @@ def build(
     (that file is run), zoo:NAME[,key=value], or a saved network.
     """
     from convgen.interop.aot.command import build as run
-    from convgen.runtime import subject as subjects
-    from convgen.zoo import NETWORKS
 
-    found = subjects.resolve(subject, shapes=shapes, input=input_shape, zoo=NETWORKS)
-    if found.ran is not None:
-        click.echo(f"ran {found.ran}", err=True)
+    found = resolve(subject, shapes, input_shape)
     made = run(
         found,
         subject,

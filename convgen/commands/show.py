@@ -8,8 +8,10 @@ from typing import Any
 
 import click
 
-from convgen.commands.options import JSON, example, sized
+from convgen.commands.options import JSON, check_writable, example, sized
 from convgen.commands.printing import print_table
+from convgen.commands.subjects import program_of, resolve
+from convgen.errors import UserError
 
 
 @click.command(epilog=example("convgen show 'Conv2d(3, 8, 3, stride=2)' --input 1,3,32,32"))
@@ -36,17 +38,10 @@ def show(
     SUBJECT is a formula with --shape, a layer such as 'Conv2d(3, 8, 3)' with --input, FILE.py:NAME
     (that file is run), zoo:NAME[,key=value], or a saved network.
     """
-    from convgen.layers.base import Layer
-    from convgen.runtime import subject as subjects
     from convgen.symbolic.derive import grad
-    from convgen.zoo import NETWORKS
 
-    found = subjects.resolve(subject, shapes=shapes, input=input_shape, zoo=NETWORKS)
-    if found.ran is not None:
-        click.echo(f"ran {found.ran}", err=True)
-    program = found.program
-    if program is None and isinstance(found.module, Layer) and found.shape is not None:
-        program = found.module.program(found.shape)
+    found = resolve(subject, shapes, input_shape)
+    program = program_of(found)
     if program is None:
         _show_network(found, as_json)
         return
@@ -119,6 +114,8 @@ def _field(row: dict[str, Any]) -> str:
     default=Path("report.html"),
     show_default=True,
 )
+@click.option("--text", is_flag=True, help="Print what the kernels say of themselves; no page.")
+@click.option("--measure", is_flag=True, help="As --text, with times measured now.")
 @JSON
 def report(
     subject: str,
@@ -127,6 +124,8 @@ def report(
     wrt: tuple[str, ...],
     peak: Path | None,
     output: Path,
+    text: bool,
+    measure: bool,
     as_json: bool,
 ) -> None:
     """Write a page about SUBJECT: formula, gradients and their derivation, matrices, pictures,
@@ -135,12 +134,12 @@ def report(
     SUBJECT is what `convgen show` takes.
     """
     from convgen.inspect.report import write_report
-    from convgen.runtime import subject as subjects
-    from convgen.zoo import NETWORKS
 
-    found = subjects.resolve(subject, shapes=shapes, input=input_shape, zoo=NETWORKS)
-    if found.ran is not None:
-        click.echo(f"ran {found.ran}", err=True)
+    found = resolve(subject, shapes, input_shape)
+    if text or measure:
+        _print_reports(found, wrt, measure, as_json)
+        return
+    check_writable(output=output)
     what = found.program if found.program is not None else found.module
     assert what is not None
     facts = json.loads(peak.read_text(encoding="utf-8")) if peak is not None else None
@@ -151,3 +150,19 @@ def report(
         click.echo(json.dumps({"path": str(output), "bytes": size}))
         return
     click.echo(f"wrote {output}, {size / 1e6:.2f} MB")
+
+
+def _print_reports(found: Any, wrt: tuple[str, ...], measure: bool, as_json: bool) -> None:
+    """The reports of the forward kernel and of the gradients' one."""
+    from convgen.runtime.kernel import compile as compile_program
+    from convgen.symbolic.derive import grad
+
+    program = program_of(found)
+    if program is None:
+        raise UserError(f"{found.name} is a network", expected="a formula or a layer")
+    kernels = [compile_program(p) for p in (program, grad(program, list(wrt) or None))]
+    reports = [kernel.report(measure) for kernel in kernels]
+    if as_json:
+        click.echo(json.dumps([one.as_json() for one in reports]))
+        return
+    click.echo("\n\n".join(map(str, reports)))

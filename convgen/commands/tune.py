@@ -8,6 +8,7 @@ import sys
 import click
 
 from convgen.commands.options import JSON, example, sized
+from convgen.commands.subjects import program_of, resolve
 from convgen.errors import UserError
 
 
@@ -32,15 +33,10 @@ def tune(
     SUBJECT is a formula with --shape or a layer with --input. The schedules are printed as text
     that `convgen.compile(program, schedule=...)` takes; `search=` there finds the record again.
     """
-    from convgen.layers.base import Layer
-    from convgen.runtime import subject as subjects
     from convgen.runtime.tune import tune as run
     from convgen.symbolic.derive import grad
 
-    found = subjects.resolve(subject, shapes=shapes, input=input_shape)
-    program = found.program
-    if program is None and isinstance(found.module, Layer) and found.shape is not None:
-        program = found.module.program(found.shape)
+    program = program_of(resolve(subject, shapes, input_shape))
     if program is None:
         raise UserError("a search needs one program", expected="a formula or a layer", got=subject)
     result = run(grad(program, list(wrt)) if wrt else program, count, threads=threads)
@@ -82,15 +78,11 @@ def audit(
     """
     from convgen.inspect.audit import audit as check
     from convgen.inspect.audit.calling import function_in
-    from convgen.layers.base import Layer
-    from convgen.runtime import subject as subjects
 
     backward, ran = function_in(function)
     click.echo(f"ran {ran}", err=True)
-    found = subjects.resolve(subject, shapes=shapes, input=input_shape)
-    program = found.program
-    if program is None and isinstance(found.module, Layer) and found.shape is not None:
-        program = found.module.program(found.shape, training=training)
+    found = resolve(subject, shapes, input_shape)
+    program = program_of(found, training)
     if program is None:
         raise UserError(f"{found.name} is a network", expected="a formula or a layer", where="--of")
     result = check(backward, program, wrt)

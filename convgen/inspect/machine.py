@@ -1,17 +1,11 @@
-"""Pictures of a kernel: loops as nested boxes; and its hot loop."""
+"""Pictures of a kernel: loops as nested boxes."""
 
 from __future__ import annotations
-
-import re
-from dataclasses import dataclass
 
 from convgen.inspect.drawing import Drawing
 
 KINDS = {"parallel": "c1", "vector": "c2", "unroll": "c4", "segments": "c6"}
 LINE = 20
-_LABEL = re.compile(r"^([.\w$]+):")
-_JUMP = re.compile(r"^\s+(?:j\w+|b(?:\.\w+)?|cb\w+|tb\w+)\s+(?:\w+,\s*)*([.\w$]+)")
-_FMA = re.compile(r"^\s+(?:vfn?m(?:add|sub)\w*|fml[as]\b|fn?madd\b)")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -79,54 +73,3 @@ def _kind(text: str) -> str | None:
         return KINDS["segments"]
     _, _, mark = text.partition("# ")
     return next((c for word, c in KINDS.items() if mark.startswith(word)), None)
-
-
-# ---------------------------------------------------------------------------------------------
-# Assembly
-
-
-@dataclass(frozen=True)
-class HotLoop:
-    """The innermost block with most multiply-adds: its lines, which of them are such, and how many
-    instructions there are beside them."""
-
-    label: str
-    lines: tuple[str, ...]
-    fused: frozenset[int]
-    instructions: int
-
-    @property
-    def share(self) -> float:
-        """Multiply-adds among the instructions."""
-        return len(self.fused) / max(1, self.instructions)
-
-
-def hot_loop(asm: str) -> HotLoop | None:
-    """The block that jumps back to its own label and holds most multiply-adds; where none jumps
-    back, the one with most. None without any."""
-    best: tuple[tuple[bool, int], HotLoop] | None = None
-    for label, lines in _blocks(asm):
-        fused = frozenset(i for i, line in enumerate(lines) if _FMA.match(line))
-        if not fused:
-            continue
-        jumps = [m.group(1) for line in lines if (m := _JUMP.match(line))]
-        if label in jumps:  # what follows the jump back is no part of the loop
-            back = [i for i, x in enumerate(lines) if (m := _JUMP.match(x)) and m.group(1) == label]
-            lines = lines[: back[-1] + 1]
-            fused = frozenset(i for i in fused if i < len(lines))
-        code = sum(bool(x.strip()) and not x.strip().startswith((".", "#", "//")) for x in lines)
-        rank = (label in jumps, len(fused))
-        if best is None or rank > best[0]:
-            best = (rank, HotLoop(label, tuple(lines), fused, code))
-    return best[1] if best else None
-
-
-def _blocks(asm: str) -> list[tuple[str, list[str]]]:
-    found: list[tuple[str, list[str]]] = [("", [])]
-    for line in asm.splitlines():
-        match = _LABEL.match(line)
-        if match:
-            found.append((match.group(1), []))
-        else:
-            found[-1][1].append(line)
-    return found

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from convgen.backends.assembly import hot_loop
 from convgen.errors import ConvgenError, DataError
 from convgen.inspect import machine
 from convgen.inspect.costs import costs_of
@@ -20,7 +21,6 @@ from convgen.inspect.windows import connections, reads_and_reaches, residue_clas
 from convgen.layers.base import Layer, Shape
 from convgen.runtime.kernel import CompiledKernel
 from convgen.runtime.kernel import compile as compile_program
-from convgen.runtime.measure import best_seconds
 from convgen.runtime.module import Module, trace
 from convgen.runtime.table import rows_of
 from convgen.runtime.threads import template
@@ -297,13 +297,13 @@ def _machine(
     rows: list[tuple[Any, ...]] = []
     spots: list[Spot] = []
     for title, kernel in kernels.items():
-        report = kernel.report()
+        report = kernel.report(measure=peak is not None)
         schedule.code(report.schedule or "(as lowered)", f"{title}: schedule", folded=False)
         schedule.drawing(machine.loop_nest(kernel.loops))
         schedule.code(kernel.loops, f"{title}: all loops")
         _code(code, kernel, title)
         found = costs_of(kernel.program)
-        seconds = best_seconds(kernel) if peak is not None else None
+        seconds = report.measured_seconds
         reached = found.operations / seconds / 1e9 if seconds else None
         spots.append(Spot(title, found.intensity, reached))
         rows.append(
@@ -317,8 +317,7 @@ def _machine(
                 len(report.phases),
             )
         )
-        for note in report.notes:
-            costs.note(f"{title}: {note}")
+        costs.code(str(report), f"{title}: report", folded=False)
         document = _certificate(kernel)
         if document:
             certificate.html(_render("certificate.html", title=title, document=document))
@@ -338,7 +337,7 @@ def _certificate(kernel: CompiledKernel) -> dict[str, Any]:
 
 def _code(section: Section, kernel: CompiledKernel, title: str) -> None:
     asm = kernel.asm
-    hot = machine.hot_loop(asm)
+    hot = hot_loop(asm)
     if hot is not None:
         lines = [
             {"text": line.replace("\t", "  "), "fused": i in hot.fused}

@@ -82,6 +82,11 @@ def build_stages(
     return Built(nest, chosen, scheduled, flat)
 
 
+def scheduled(nest: Kernel, schedule: Schedule | str | None, target: Target) -> Kernel:
+    """A kernel in form NEST after its schedule, as `build_stages` makes it, watched by nobody."""
+    return _schedule_of(schedule, nest, target).apply(nest, target)
+
+
 def _schedule_of(schedule: Schedule | str | None, nest: Kernel, target: Target) -> Schedule:
     if schedule is None:
         return default_schedule(nest, target)

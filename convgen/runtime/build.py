@@ -40,6 +40,7 @@ class Built:
     offsets     of temporary and packed buffers in a workspace of `workspace_bytes`, zero at first
     seconds     what making or loading it took; from_cache: it came from disk
     key         its name in the cache; made_from: what it was made from, as plain values
+    details     what `runtime.details` found of it, None before it was asked
     """
 
     name: str
@@ -58,6 +59,7 @@ class Built:
     from_cache: bool = False
     key: str = ""
     made_from: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    details: Any = field(default=None, repr=False)
     _library: Loaded | None = field(default=None, repr=False)
     _ranges: tuple[Range, ...] = field(default=(), repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
@@ -176,9 +178,7 @@ def _compile(
     label: str,
 ) -> Built:
     """The road: formula, loops, schedule, statements, machine code."""
-    kernel = lower(program)
-    if in_place:
-        kernel = _with_updates(kernel, program)
+    kernel = lowered(program, in_place)
     stages = pipeline.build_stages(kernel, schedule, machine, label=label)
     artifact = _backend().compile_kernel(stages.flat, machine)
     texts = {"loops": kernel_text(stages.scheduled), "llvm": artifact.ir}
@@ -198,6 +198,12 @@ def _compile(
         offsets=workspace.offsets,
         workspace_bytes=workspace.total_bytes,
     )
+
+
+def lowered(program: Program, in_place: bool) -> Kernel:
+    """The loops of a program, updates carried out in place where that is asked for."""
+    kernel = lower(program)
+    return _with_updates(kernel, program) if in_place else kernel
 
 
 def _with_updates(kernel: Kernel, program: Program) -> Kernel:

@@ -34,6 +34,7 @@ except ImportError:  # no advisory locks there; renaming alone keeps records who
 _MAGIC = b"convgen record 1\n"
 _SUFFIX = ".record"
 CERTIFICATE = ".certificate"  # what was checked of the kernel of that key
+DETAILS = ".details"  # what its report says of it
 _STALE = 3600.0  # seconds after which a temporary file of a killed process is removed
 _MOST = 2048  # records kept; the oldest go first
 
@@ -211,4 +212,5 @@ def _tidy(place: Path) -> None:
     for _, path in sorted(records)[: max(0, len(records) - _MOST + 1)]:
         with contextlib.suppress(OSError):
             path.unlink()
-            path.with_suffix(CERTIFICATE).unlink(missing_ok=True)
+            for other in (CERTIFICATE, DETAILS):
+                path.with_suffix(other).unlink(missing_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, cast
 
@@ -24,8 +24,10 @@ from convgen.runtime.arrays import (
 )
 from convgen.runtime.build import Built, build_program
 from convgen.runtime.call import Caller, Prepared, addresses_of
+from convgen.runtime.details import details_of
+from convgen.runtime.measure import measured_report
 from convgen.runtime.native import Addressed
-from convgen.runtime.report import PhaseRow, Report
+from convgen.runtime.report import Report, report_of
 from convgen.runtime.shown import ShowsProgram
 from convgen.runtime.threads import thread_count
 from convgen.runtime.verify import Certificate, certify
@@ -307,29 +309,24 @@ class CompiledKernel(Addressed, ShowsProgram):
         """Assembly."""
         return self._shown().built.text("asm")
 
-    def report(self) -> Report:
-        """What was made and how it was used; printable."""
-        built = self._shown().built
-        return Report(
-            name=built.name,
-            target=built.target.name,
-            threads=thread_count(self.threads),
-            accuracy=self.accuracy,
-            schedule=built.schedule,
-            phases=tuple(
-                PhaseRow(e.phase, e.extent, e.grain, e.scratch_bytes, e.when) for e in built.entries
-            ),
-            object_bytes=len(built.object),
-            workspace_bytes=built.workspace_bytes,
-            build_seconds=built.seconds,
-            from_cache=built.from_cache,
-            notes=built.notes,
-            packs=built.prepared,
+    @property
+    def packs(self) -> tuple[str, ...]:
+        """Inputs that the kernel packs, which `prepare` does ahead."""
+        return self._shown().built.prepared
+
+    def report(self, measure: bool = False) -> Report:
+        """What was made and how it was used; printable. The first one looks at the assembly, which
+        takes some tenths of a second, once. measure: run the kernel on random arrays too."""
+        special = self._shown()
+        details = details_of(special.program, special.built)
+        report = replace(
+            report_of(special.built, details, thread_count(self.threads), self.accuracy),
             copied=tuple((n, why, times) for (n, why), times in sorted(self._copies.items())),
             calls=self._calls,
             packed_in_call=self._packed,
             prepared_calls=self._ahead,
         )
+        return measured_report(self, report) if measure else report
 
     def certificate(self) -> Certificate:
         """What can be proved and checked of this kernel, done now and kept beside the cached

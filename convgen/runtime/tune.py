@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from convgen.errors import ShapeError
 from convgen.passes.lower import lower
 from convgen.runtime import cache, kernel
+from convgen.runtime.measure import quickest, random_inputs
 from convgen.runtime.threads import thread_count
 from convgen.schedule.schedule import Schedule
 from convgen.schedule.search import search
@@ -20,7 +16,6 @@ from convgen.target import Target
 from convgen.target import target as target_of
 
 _SUFFIX = ".tuned"
-_REPEATS = 5  # runs of a candidate at least; the fastest counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,38 +54,13 @@ def tune(
     if record is not None:
         trials = tuple((str(text), float(taken)) for text, taken in record.facts["trials"])
         return Tuned(trials[0][0], trials, True)
-    arrays = _arrays(program)
+    arrays = random_inputs(program)
 
     def measure(schedule: Schedule) -> float:
         made = kernel.compile(program, str(schedule), machine, workers)
-        return _fastest(lambda: made(*arrays), seconds)
+        return quickest(lambda: made(*arrays), seconds)
 
     found = search(lower(program), machine, count, measure)
     trials = tuple((str(t.schedule), t.seconds) for t in found)
     cache.store(key, cache.Record({"trials": [list(t) for t in trials]}, {}), _SUFFIX)
     return Tuned(trials[0][0], trials)
-
-
-def _arrays(program: Program) -> list[Any]:
-    """Random inputs; never zeros, whose products a machine may do faster."""
-    rng = np.random.default_rng(0)
-    found: list[Any] = []
-    for tensor in program.inputs:
-        shape = tuple(int(n) for n in tensor.shape)
-        values = rng.uniform(0.5, 1.5, shape) if tensor.dtype.is_float else np.ones(shape)
-        found.append(values.astype(tensor.dtype.numpy_name))
-    return found
-
-
-def _fastest(call: Callable[[], object], seconds: float) -> float:
-    """Seconds of the fastest of several calls."""
-    call()
-    best = float("inf")
-    stop = time.perf_counter() + seconds
-    runs = 0
-    while runs < _REPEATS or time.perf_counter() < stop:
-        start = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - start)
-        runs += 1
-    return best

@@ -24,6 +24,7 @@ class Machine:
     latency     cycles of a dependent multiply-add  gather     cycles per gathered element
     l2, l3, memory   bytes per cycle from each level
     scatter     cycles per element stored or copied with a step
+    clock       billions of cycles a second, for times that are predicted
     copy        cycles per element copied in order
     """
 
@@ -38,6 +39,7 @@ class Machine:
     memory: float = 6.0
     scatter: float = 1.5
     copy: float = 0.3
+    clock: float = 4.0
 
 
 # Weights that no machine differs in.
@@ -56,7 +58,7 @@ L1_WAYS = 8
 # The first row whose text occurs in the model's own name for itself.
 MACHINES: dict[str, Machine] = {
     "EPYC (family 26": Machine(l3=24.0, memory=10.0),
-    "EPYC (family 25": Machine(fma_bits=512, load_bits=512, l3=10.0, memory=4.0),
+    "EPYC (family 25": Machine(fma_bits=512, load_bits=512, l3=10.0, memory=4.0, clock=3.6),
     "Ryzen (family 25": Machine(fma_bits=512, load_bits=512, l3=12.0, memory=5.0),
     "EPYC": Machine(fma_bits=512, load_bits=512, l3=20.0),
     "Xeon": Machine(l2=48.0, l3=10.0, memory=5.0),
@@ -88,6 +90,24 @@ class Candidate:
     cycles: float = math.inf
 
 
+@dataclass(frozen=True, slots=True)
+class TileCycles:
+    """What each part of the core takes for one reduce iteration of one tile: the operations, the
+    loads, waiting for the iteration before, bytes from the caches; and the turn of the loop."""
+
+    work: float = 0.0
+    loads: float = 0.0
+    latency: float = 0.0
+    streamed: float = 0.0
+    turn: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """The parts run side by side; what is hidden is not quite free."""
+        parts = (self.work, self.loads, self.latency, self.streamed)
+        return max(parts) + OVERLAP * sum(parts) + self.turn
+
+
 def chunks_of(extent: int, width: int) -> dict[int, int]:
     """The sizes of the tiles along the vector loop, with how many there are of each."""
     whole, rest = divmod(extent, width)
@@ -103,8 +123,8 @@ def score(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
     tiles = 1
     height = 1.0
     for name, cover in candidate.tile:
-        tiles *= _tile_count(facts.outputs[name], cover)
-        height *= _height(facts, name, cover)
+        tiles *= tile_count(facts.outputs[name], cover)
+        height *= mean_height(facts, name, cover)
     if candidate.vector:
         chunks = chunks_of(facts.outputs[candidate.vector], candidate.width)
     else:
@@ -117,12 +137,12 @@ def score(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
     kept: frozenset[str] = frozenset()
     cycles = math.inf
     for packs in _pack_choices(facts, candidate):
-        total = sum(_pack_cycles(facts, o, candidate, machine) for o in _first_of(facts, packs))
+        total = sum(pack_cycles(facts, o, candidate, machine) for o in _first_of(facts, packs))
         for width, count in chunks.items():
             vectors = -(-width // lanes)
-            rates = _for_width(machine, width, lanes)
-            inner = _tile_cycles(facts, candidate, height, vectors, packs, rates)
-            once = _store_cycles(facts, candidate, height, width, vectors, rates)
+            rates = rates_for(machine, width, lanes)
+            inner = tile_cycles(facts, candidate, height, vectors, packs, rates).total
+            once = store_cycles(facts, candidate, height, width, vectors, rates)
             total += outer * count * (iterations * inner + once + 8)
         total *= _idle(outer * sum(chunks.values()), total)
         total *= 1 + CODE * height * -(-candidate.width // lanes) * weight(facts, candidate, packs)
@@ -131,7 +151,7 @@ def score(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
     return Candidate(candidate.vector, candidate.width, candidate.tile, kept, cycles)
 
 
-def _for_width(machine: Machine, width: int, lanes: int) -> Machine:
+def rates_for(machine: Machine, width: int, lanes: int) -> Machine:
     """The rates for vectors of so many lanes: whole ones may take two turns, short ones do not."""
     short = 1
     while short < min(width, lanes):
@@ -163,12 +183,12 @@ def _idle(tasks: int, cycles: float) -> float:
     return 1 + 0.5 / max(1, tasks) if cycles > WORTH_SHARING else 1.0
 
 
-def _height(facts: Facts, name: str, cover: tuple[int, ...]) -> float:
+def mean_height(facts: Facts, name: str, cover: tuple[int, ...]) -> float:
     """The average size of the tiles that cover a loop."""
-    return facts.outputs[name] / _tile_count(facts.outputs[name], cover)
+    return facts.outputs[name] / tile_count(facts.outputs[name], cover)
 
 
-def _tile_count(extent: int, cover: tuple[int, ...]) -> int:
+def tile_count(extent: int, cover: tuple[int, ...]) -> int:
     return max(1, -(-extent // max(cover)))
 
 
@@ -215,31 +235,36 @@ def _is_partial(facts: Facts, operand: Operand, candidate: Candidate) -> bool:
     )
 
 
-def _pack_cycles(facts: Facts, operand: Operand, candidate: Candidate, machine: Machine) -> float:
+def pack_cycles(facts: Facts, operand: Operand, candidate: Candidate, machine: Machine) -> float:
+    used = math.prod(facts.outputs.values()) * math.prod(facts.reduces.values())
+    share = 0.1 if operand.hoistable and used >= REUSED * operand.elements else 1.0
+    return copy_cycles(facts, operand, candidate, machine) * share + 200
+
+
+def copy_cycles(facts: Facts, operand: Operand, candidate: Candidate, machine: Machine) -> float:
+    """Cycles of packing an operand once."""
     rate = machine.copy
     if operand.strides.get(candidate.vector, 0) not in (0, 1):
         rate = 2 * machine.copy if operand.near >= facts.lanes // 2 else machine.scatter
-    used = math.prod(facts.outputs.values()) * math.prod(facts.reduces.values())
-    share = 0.1 if operand.hoistable and used >= REUSED * operand.elements else 1.0
-    return operand.elements * rate * share + 200
+    return operand.elements * rate
 
 
-def _tile_cycles(
+def tile_cycles(
     facts: Facts,
     candidate: Candidate,
     height: float,
     vectors: int,
     packs: frozenset[str],
     machine: Machine,
-) -> float:
+) -> TileCycles:
     """Cycles of one reduce iteration of one tile."""
     if not facts.reduces:
-        return 0.0
+        return TileCycles()
     work = height * vectors * facts.operations
     fetched = 0.0
     streamed = 0.0
     turn = _turn(facts, work)
-    tile = {name: _height(facts, name, cover) for name, cover in candidate.tile}
+    tile = {name: mean_height(facts, name, cover) for name, cover in candidate.tile}
     for operand in facts.operands:
         if not operand.body:
             continue
@@ -274,8 +299,8 @@ def _tile_cycles(
         if shared == 1.0 and ((operand.edged and not packed) or operand.omits):
             work += 1.0  # tested once for the tile
     latency = machine.latency * facts.states if facts.states else 0.0
-    parts = (work / machine.fma_rate, fetched / machine.load_rate, latency, streamed)
-    return max(parts) + OVERLAP * sum(parts) + turn  # what is hidden is not quite free
+    loads = fetched / machine.load_rate
+    return TileCycles(work / machine.fma_rate, loads, latency, streamed, turn)
 
 
 def _turn(facts: Facts, statements: float) -> float:
@@ -407,7 +432,7 @@ def _lines(
     return fetched / _rate(facts, fetched * times, machine)
 
 
-def _store_cycles(
+def store_cycles(
     facts: Facts,
     candidate: Candidate,
     height: float,

@@ -19,11 +19,12 @@ from convgen.bench.cases import CASES, DENSE, LAYOUTS, PASSES, Case, Dense, case
 from convgen.bench.compiling import compile_case
 from convgen.bench.conv import Limits, Row, Subject, geometric_means, measure
 from convgen.bench.models import model_of
-from convgen.bench.peak import Peak, PeakLoop, chains_kernel
+from convgen.bench.peak import Peak, PeakLoop
 from convgen.bench.peers import PEERS, Peer
 from convgen.commands import bench as commands
 from convgen.errors import InternalError, UserError
 from convgen.passes.math import legalize
+from convgen.runtime.peak import chains_kernel
 from convgen.symbolic.evaluate import evaluate
 from convgen.target import target
 from convgen.types import f32, f64
@@ -127,7 +128,7 @@ def test_what_packs_nothing_is_its_own_prepared_call():
     subject = Subject(case, "weights", "nhwc", f32, 1)
     assert subject.prepared() is None  # no weights among the inputs
     subject = Subject(case, "forward", "nhwc", f32, 1)
-    subject.kernel = type("Bare", (), {"report": lambda self: type("R", (), {"packs": ()})})()
+    subject.kernel = type("Bare", (), {"packs": ()})()
     assert subject.prepared() == subject.call
 
 

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from convgen import zoo
 from convgen.__main__ import cli
+from convgen.backends.assembly import hot_loop
 from convgen.errors import DataError
 from convgen.inspect import machine
 from convgen.inspect.drawing import Dot, Drawing, Rectangle, Words
@@ -117,13 +118,13 @@ def test_loops_of_the_deepest_phase():
 
 
 def test_hot_loop_is_the_block_that_jumps_back():
-    asm = "f:\n\tvfmadd231ps a\n\tvfmadd231ps a\n\tvfmadd231ps a\n.L1:\n\tvmovups x\n\tvfmadd231ps a\n\tdecq %rax\n\tjne .L1\n.L2:\n\tretq\n"
-    found = machine.hot_loop(asm)
+    asm = "f:\n\tvfmadd231ps %ymm1, %ymm2, %ymm3\n\tvfmadd231ps %ymm1, %ymm2, %ymm3\n\tvfmadd231ps %ymm1, %ymm2, %ymm3\n.L1:\n\tvmovups x\n\tvfmadd231ps %ymm1, %ymm2, %ymm3\n\tdecq %rax\n\tjne .L1\n.L2:\n\tretq\n"
+    found = hot_loop(asm)
     assert found is not None and found.label == ".L1" and found.fused == {1}
     assert found.instructions == 4 and found.share == 0.25
-    arm = machine.hot_loop("f:\n.L3:\n\tfmla v0.4s, v1.4s, v2.s[0]\n\tb.ne .L3\n")
+    arm = hot_loop("f:\n.L3:\n\tfmla v0.4s, v1.4s, v2.s[0]\n\tb.ne .L3\n")
     assert arm is not None and len(arm.fused) == 1
-    assert machine.hot_loop("f:\n\tretq\n") is None
+    assert hot_loop("f:\n\tretq\n") is None
 
 
 def test_roofline_says_where_kernels_stand():

@@ -1,0 +1,205 @@
+"""What the cost model says of a scheduled kernel, nest by nest: cycles of one core, and what bounds
+them. The schedule may be anybody's: loops, tile and packs are read off the scheduled nests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from convgen.affine import Affine
+from convgen.ir.layout import size_in_elements
+from convgen.ir.nodes import Expr, Kernel, Load, Loop, LoopKind, Nest
+from convgen.ir.regions import loop_extent
+from convgen.ir.visit import map_expr, map_nest_exprs
+from convgen.schedule.access import loads_of, tile_loops
+from convgen.schedule.cost import (
+    Candidate,
+    Machine,
+    TileCycles,
+    chunks_of,
+    copy_cycles,
+    machine_of,
+    mean_height,
+    rates_for,
+    score,
+    store_cycles,
+    tile_count,
+    tile_cycles,
+)
+from convgen.schedule.directives.base import all_nests, is_packing
+from convgen.schedule.facts import Facts, facts_of
+from convgen.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """A nest's cycles on one core. parts: cycles of each part of the core by itself; bound: the
+    largest of them; operations: of all elements, a multiply-add being one; share_of_peak: their
+    cycles at the full rate to all cycles; bytes: what is read and written, each element once."""
+
+    nest: str
+    cycles: float
+    share_of_peak: float
+    bound: str
+    parts: Mapping[str, float]
+    operations: float
+    bytes: int
+
+
+def predict(kernel: Kernel, target: Target) -> tuple[Prediction, ...]:
+    """Predictions for the nests of a kernel in form SCHEDULED; copies first where they run."""
+    machine = machine_of(target)
+    sources = packed_from(kernel)
+    makers = {s.buffer: n.name for n in all_nests(kernel) for s in n.stores}
+    copies: dict[str, Prediction] = {}
+    found: list[Prediction] = []
+    for nest in all_nests(kernel):
+        if is_packing(nest, kernel):
+            continue
+        facts = facts_of(_as_written(nest, sources), kernel, target)
+        candidate = _candidate_of(nest, facts, sources)
+        found.append(_predict_nest(nest.name, facts, candidate, kernel, machine))
+        packed = {o.buffer for o in loads_of(nest)} & sources.keys() - copies.keys()
+        for name in sorted(packed):
+            operand = next(o for o in facts.operands if o.load.buffer == sources[name])
+            cycles = copy_cycles(facts, operand, candidate, machine)
+            size = 2 * operand.elements * operand.bytes
+            copies[name] = Prediction(makers[name], cycles, 0.0, "copying", {}, 0.0, size)
+    return (*copies.values(), *found)
+
+
+def packed_from(kernel: Kernel) -> dict[str, str]:
+    """Packed buffer to the buffer that it is a copy of."""
+    return {
+        store.buffer: loads_of(nest)[0].buffer
+        for nest in all_nests(kernel)
+        if is_packing(nest, kernel)
+        for store in nest.stores
+        if loads_of(nest)
+    }
+
+
+def _as_written(nest: Nest, sources: Mapping[str, str]) -> Nest:
+    """The nest before its schedule: a loop for each axis, operands where they were."""
+
+    def unpacked(expr: Expr) -> Expr:
+        if isinstance(expr, Load) and expr.buffer in sources:
+            return replace(expr, buffer=sources[expr.buffer])
+        return expr
+
+    owners = {loop.name: loop.reduce for loop in nest.loops}
+    owners |= {loop.base: loop.reduce for loop in nest.loops if loop.base}
+    lows = {axis: low for axis, low, _ in nest.ranges}
+    loops: list[Loop] = []
+    axes = dict(nest.axes)
+    for axis, low, high in nest.ranges:
+        if axis in axes:
+            reduce = next((owners[n] for n in axes[axis].names() if n in owners), None)
+            loops.append(Loop(axis, high - low, reduce=reduce))
+    loops.sort(key=lambda loop: -1 if loop.reduce is None else loop.reduce)
+    values = tuple((axis, Affine.of(axis) + lows[axis]) for axis in axes if axis in lows)
+    plain = replace(nest, loops=tuple(loops), axes=values, attached=())
+    return map_nest_exprs(plain, lambda expr: map_expr(expr, unpacked))
+
+
+def _candidate_of(nest: Nest, facts: Facts, sources: Mapping[str, str]) -> Candidate:
+    """The choice that a scheduled nest stands for."""
+    vector, width, tile = "", 1, dict[str, tuple[int, ...]]()
+    inside = {loop.name for loop in tile_loops(nest)}
+    for loop in nest.loops:
+        axis = _axis_of(nest, loop.name)
+        if not axis or loop.kind is LoopKind.SERIAL or loop.kind is LoopKind.PARALLEL:
+            continue
+        if loop.kind is LoopKind.VECTOR:
+            extent = {**facts.outputs, **facts.reduces}[axis]
+            vector, width = axis, min(extent, loop_extent(nest, loop))
+        elif loop.reduce is None and loop.name in inside and loop.extent > 1:
+            owner = next((o for o in nest.loops if o.inner == loop.name), None)
+            sizes = tuple(s.size for s in owner.segments) if owner else (loop.extent,)
+            tile[axis] = tuple(dict.fromkeys(sizes))
+    tile.pop(vector, None)
+    packs = frozenset(sources[o.buffer] for o in loads_of(nest) if o.buffer in sources)
+    return Candidate(vector, width, tuple(tile.items()), packs)
+
+
+def _axis_of(nest: Nest, name: str) -> str:
+    """The axis that a loop moves in the smallest steps."""
+    found = [axis for axis, value in nest.axes if name in value.names()]
+    return found[-1] if found else ""
+
+
+def _predict_nest(
+    name: str, facts: Facts, candidate: Candidate, kernel: Kernel, machine: Machine
+) -> Prediction:
+    points = math.prod(facts.outputs.values())
+    work = points * (math.prod(facts.reduces.values()) * facts.operations + facts.epilogue)
+    if not facts.reduces:
+        work = points * max(1.0, facts.epilogue)
+    least = work / (facts.lanes * machine.fma_rate)  # cycles
+    if candidate.vector in facts.reduces:
+        parts = {"lanes of a sum": score(facts, candidate, machine).cycles}
+        total = parts["lanes of a sum"]
+    else:
+        parts, total = _along(facts, candidate, machine)
+    size, level = _bytes_of(facts, kernel)
+    waiting = size / _rate_of(level, machine)
+    parts[f"bytes from {level}"] = waiting
+    bound = max(parts, key=lambda part: parts[part])
+    cycles = max(total, waiting)
+    return Prediction(name, cycles, least / cycles, bound, parts, work, size)
+
+
+def _along(facts: Facts, candidate: Candidate, machine: Machine) -> tuple[dict[str, float], float]:
+    """(cycles of each part, of all together) where the vector loop is an output."""
+    lanes = facts.lanes if candidate.vector else 1
+    height, tiles = 1.0, 1
+    for axis, cover in candidate.tile:
+        height *= mean_height(facts, axis, cover)
+        tiles *= tile_count(facts.outputs[axis], cover)
+    taken = {candidate.vector, *(axis for axis, _ in candidate.tile)}
+    tiles *= math.prod(e for n, e in facts.outputs.items() if n not in taken)
+    iterations = math.prod(facts.reduces.values())
+    whole = facts.outputs.get(candidate.vector, 1)
+    names = ("operations", "loads", "latency", "caches", "turns", "stores")
+    parts: dict[str, float] = dict.fromkeys(names, 0.0)
+    total = 0.0
+    for width, count in chunks_of(whole, candidate.width).items():
+        vectors = -(-width // lanes)
+        rates = rates_for(machine, width, lanes)
+        inner = tile_cycles(facts, candidate, height, vectors, candidate.packs, rates)
+        once = store_cycles(facts, candidate, height, width, vectors, rates)
+        times = tiles * count
+        for name, cycles in _named(inner).items():
+            parts[name] += times * iterations * cycles
+        parts["stores"] += times * (once + 8)
+        total += times * (iterations * inner.total + once + 8)
+    return parts, total
+
+
+def _named(inner: TileCycles) -> dict[str, float]:
+    return {
+        "operations": inner.work,
+        "loads": inner.loads,
+        "latency": inner.latency,
+        "caches": inner.streamed,
+        "turns": inner.turn,
+    }
+
+
+def _bytes_of(facts: Facts, kernel: Kernel) -> tuple[int, str]:
+    """(bytes of all operands and results, each once; the level that holds them)."""
+    names = {o.load.buffer: o.elements * o.bytes for o in facts.operands}
+    for store in facts.nest.stores:
+        buffer = kernel.buffer(store.buffer)
+        share = size_in_elements(buffer) * buffer.dtype.bytes
+        points = math.prod(facts.outputs.values()) * buffer.dtype.bytes
+        names[store.buffer] = min(share, points)
+    size = sum(names.values())
+    held = {"L1": facts.l1, "L2": facts.l2, "L3": facts.l3}
+    return size, next((level for level, most in held.items() if size <= most), "memory")
+
+
+def _rate_of(level: str, machine: Machine) -> float:
+    rates = {"L1": 2 * machine.l2, "L2": machine.l2, "L3": machine.l3}
+    return rates.get(level, machine.memory)
