@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from convgen.schedule.directives.split import best_cover
 from convgen.schedule.facts import Facts, Operand
+from convgen.schedule.reuse import bytes_of_part, rows_brought
 from convgen.target import Target
 
 
@@ -290,7 +291,8 @@ def tile_cycles(
             step = operand.steps[candidate.vector] or None if packed else stride
             fetched += times * shared * _gather(facts, step, machine)
             rate = _bandwidth(facts, operand, candidate, machine)
-            streamed += vectors * facts.lanes * operand.bytes * shared / rate
+            rows = rows_brought(facts, operand, tile, vectors)
+            streamed += rows * vectors * facts.lanes * operand.bytes * shared / rate
         fetched += times * shared
         if operand.edged and not packed:
             masked = any(candidate.vector in loops for loops, _ in operand.overhangs)
@@ -402,8 +404,8 @@ def _gather(facts: Facts, stride: int | None, machine: Machine) -> float:
 def _bandwidth(facts: Facts, operand: Operand, candidate: Candidate, machine: Machine) -> float:
     """Bytes per cycle at which a tile reads its part of the vector operand, from where that stays
     between the tiles that share it."""
-    share = candidate.width / max(facts.outputs[candidate.vector], candidate.width)
-    return _rate(facts, operand.elements * operand.bytes * share, machine)
+    part = {candidate.vector: candidate.width, **{n: max(c) for n, c in candidate.tile}}
+    return _rate(facts, bytes_of_part(facts, operand, part), machine)
 
 
 def _rate(facts: Facts, size: float, machine: Machine) -> float:

@@ -15,6 +15,7 @@ from convgen.schedule.cost import MACHINES, machine_of
 from convgen.schedule.directives.mark import registers_needed
 from convgen.schedule.facts import facts_of
 from convgen.schedule.recipes import candidates, choose, default_schedule
+from convgen.schedule.reuse import bytes_of_part, rows_brought
 from convgen.target import target
 from convgen.types import f32
 
@@ -126,3 +127,43 @@ def test_parameters_are_packed_ahead_and_data_is_not() -> None:
     scheduled = default_schedule(subject, target("x86-64-v4")).apply(subject, target("x86-64-v4"))
     when = {p.name: p.when for p in scheduled.phases}
     assert when == {"pack_W": "prepare", "pack_X": "run", "Y": "run"}
+
+
+def strided_images(batch: int, filters: int, channels: int, size: int) -> Kernel:
+    """Y[n, k, y, x] = sum(c, r, s: X[n, c, 2*y + r, 2*x + s] * W[k, c, r, s])."""
+    n, k, c, r, s, y, x = (var(a) for a in "nkcrsyx")
+    body = Op("mul", (load("X", n, c, 2 * y + r, 2 * x + s), load("W", k, c, r, s)), f32)
+    wide = 2 * size + 1
+    return kernel(
+        (
+            buffer("X", (batch, channels, wide, wide)),
+            buffer("W", (filters, channels, 3, 3)),
+            buffer("Y", (batch, filters, size, size), "output"),
+        ),
+        nest(
+            "Y",
+            {"n": batch, "k": filters, "y": size, "x": size},
+            body,
+            {"c": channels, "r": 3, "s": 3},
+        ),
+    )
+
+
+def test_rows_that_come_from_far_are_not_read_for_every_product() -> None:
+    """A tile that moves its own vector operand reads it once for each multiply-add: fine where a
+    window finds it in the first cache again, too slow where all of it comes from the second."""
+    machine = target("x86-64-v4")
+    wide = strided_images(16, 128, 128, 28)
+    (nest,) = wide.nests()
+    facts = facts_of(nest, wide, machine)
+    images = next(o for o in facts.operands if o.load.buffer == "X")
+    assert rows_brought(facts, images, {"x": 28.0}, 1) == 28.0
+    assert rows_brought(facts, images, {"k": 28.0}, 1) == 1.0
+    assert choose(nest, wide, machine).vector == "k"
+    thin = strided_images(1, 1, 1, 28)
+    (nest,) = thin.nests()
+    facts = facts_of(nest, thin, machine)
+    images = next(o for o in facts.operands if o.load.buffer == "X")
+    assert rows_brought(facts, images, {"y": 7.0}, 2) == 1.0
+    assert bytes_of_part(facts, images, {"y": 4}) == pytest.approx(4 * 57 * 57 * 5 / 28)
+    assert bytes_of_part(facts, images, {"y": 28}) == 4 * 57 * 57
