@@ -117,8 +117,6 @@ def chunks_of(extent: int, width: int) -> dict[int, int]:
 
 def score(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
     """The candidate with its packs chosen and its cycles."""
-    if candidate.vector in facts.reduces:
-        return _score_reduce(facts, candidate, machine)
     lanes = facts.lanes if candidate.vector else 1
     sizes = dict(candidate.tile)
     tiles = 1
@@ -145,7 +143,7 @@ def score(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
             inner = tile_cycles(facts, candidate, height, vectors, packs, rates).total
             once = store_cycles(facts, candidate, height, width, vectors, rates)
             total += outer * count * (iterations * inner + once + 8)
-        total *= _idle(outer * sum(chunks.values()), total)
+        total *= idle_share(outer * sum(chunks.values()), total)
         total *= 1 + CODE * height * -(-candidate.width // lanes) * weight(facts, candidate, packs)
         if total < cycles:
             cycles, kept = total, packs
@@ -179,7 +177,7 @@ def weight(facts: Facts, candidate: Candidate, packs: frozenset[str]) -> float:
     return total
 
 
-def _idle(tasks: int, cycles: float) -> float:
+def idle_share(tasks: int, cycles: float) -> float:
     """What few tasks cost where several workers could share them; small kernels need one only."""
     return 1 + 0.5 / max(1, tasks) if cycles > WORTH_SHARING else 1.0
 
@@ -289,7 +287,7 @@ def tile_cycles(
             if candidate.vector in operand.shifted:
                 times *= 1.0 + facts.lanes * operand.bytes / 128  # most cross a line
             step = operand.steps[candidate.vector] or None if packed else stride
-            fetched += times * shared * _gather(facts, step, machine)
+            fetched += times * shared * gather_cost(facts, step, machine)
             rate = _bandwidth(facts, operand, candidate, machine)
             rows = rows_brought(facts, operand, tile, vectors)
             streamed += rows * vectors * facts.lanes * operand.bytes * shared / rate
@@ -393,7 +391,7 @@ def _crowd(stride: int | None, count: float, size: int) -> float:
     return count / min(count, PAGE // math.gcd(PAGE, reach))
 
 
-def _gather(facts: Facts, stride: int | None, machine: Machine) -> float:
+def gather_cost(facts: Facts, stride: int | None, machine: Machine) -> float:
     """What a vector costs beyond one load: small steps are loads and shuffles."""
     if stride in (0, 1, -1):
         return 0.0
@@ -405,10 +403,10 @@ def _bandwidth(facts: Facts, operand: Operand, candidate: Candidate, machine: Ma
     """Bytes per cycle at which a tile reads its part of the vector operand, from where that stays
     between the tiles that share it."""
     part = {candidate.vector: candidate.width, **{n: max(c) for n, c in candidate.tile}}
-    return _rate(facts, bytes_of_part(facts, operand, part), machine)
+    return bandwidth_of(facts, bytes_of_part(facts, operand, part), machine)
 
 
-def _rate(facts: Facts, size: float, machine: Machine) -> float:
+def bandwidth_of(facts: Facts, size: float, machine: Machine) -> float:
     """Bytes per cycle of what is read again and again, by its size."""
     if size <= facts.l1 / 2:
         return 2 * machine.l2
@@ -431,7 +429,7 @@ def _lines(
     used = near * operand.bytes
     fetched = rows * (used if packed and near > 1 else max(used, far))
     times = math.prod(e for n, e in facts.reduces.items() if n in operand.strides)
-    return fetched / _rate(facts, fetched * times, machine)
+    return fetched / bandwidth_of(facts, fetched * times, machine)
 
 
 def store_cycles(
@@ -463,7 +461,7 @@ def store_cycles(
         if operand.body:
             continue
         stride = operand.strides.get(candidate.vector, 0)
-        total += height * vectors * (1 + _gather(facts, stride, machine))
+        total += height * vectors * (1 + gather_cost(facts, stride, machine))
         if operand.edged or operand.omits:
             total += 3 * height * vectors
     return total
@@ -476,26 +474,6 @@ def _run(candidate: Candidate, strides: dict[str, int | None]) -> int:
         if stride == run:
             run *= size
     return run
-
-
-def _score_reduce(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
-    """A vector loop that is reduced: lanes are partial results, joined at the end."""
-    extent = facts.reduces[candidate.vector]
-    chunks = chunks_of(extent, candidate.width).items()
-    vectors = sum(-(-size // facts.lanes) * count for size, count in chunks)
-    rest = math.prod(facts.reduces.values()) // max(1, extent)
-    fetched = work = 0.0
-    for operand in facts.operands:
-        if operand.body:
-            fetched += 1 + _gather(facts, operand.strides.get(candidate.vector, 0), machine)
-            work += 3.0 * bool(operand.edged or operand.omits)
-    each = max((facts.operations + work) / machine.fma_rate, fetched / machine.load_rate)
-    waiting = machine.latency * facts.states * -(-vectors // -(-candidate.width // facts.lanes))
-    joined = 3.0 * facts.lanes * facts.states + 10
-    outputs = math.prod(facts.outputs.values())
-    cycles = outputs * (rest * max(vectors * each, waiting) + joined + facts.epilogue + 2)
-    cycles *= _idle(outputs, cycles)
-    return Candidate(candidate.vector, candidate.width, (), frozenset(), cycles)
 
 
 def heights(extent: int, largest: int, parts: int = 2) -> list[tuple[int, ...]]:

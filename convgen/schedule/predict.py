@@ -13,6 +13,7 @@ from convgen.ir.nodes import Expr, Kernel, Load, Loop, LoopKind, Nest
 from convgen.ir.regions import loop_extent
 from convgen.ir.visit import map_expr, map_nest_exprs
 from convgen.schedule.access import loads_of, tile_loops
+from convgen.schedule.across import score_across
 from convgen.schedule.cost import (
     Candidate,
     Machine,
@@ -22,7 +23,6 @@ from convgen.schedule.cost import (
     machine_of,
     mean_height,
     rates_for,
-    score,
     store_cycles,
     tile_count,
     tile_cycles,
@@ -138,7 +138,7 @@ def _predict_nest(
         work = points * max(1.0, facts.epilogue)
     least = work / (facts.lanes * machine.fma_rate)  # cycles
     if candidate.vector in facts.reduces:
-        parts = {"lanes of a sum": score(facts, candidate, machine).cycles}
+        parts = {"lanes of a sum": score_across(facts, candidate, machine).cycles}
         total = parts["lanes of a sum"]
     else:
         parts, total = _along(facts, candidate, machine)

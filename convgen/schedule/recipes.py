@@ -25,6 +25,7 @@ from convgen.schedule.access import (
     tile_vectors,
     trips,
 )
+from convgen.schedule.across import across, in_memory_order, rows_of, score_across
 from convgen.schedule.cost import (
     SLIDING,
     UNROLLED,
@@ -89,7 +90,10 @@ def choose(nest: Nest, kernel: Kernel, target: Target, rank: int = 0) -> Candida
     """The cheapest candidate for a nest; with a rank, the one that has so many cheaper ones."""
     facts = facts_of(nest, kernel, target)
     machine = machine_of(target)
-    scored = [score(facts, c, machine) for c in candidates(facts)]
+    scored = [
+        (score_across if c.vector in facts.reduces else score)(facts, c, machine)
+        for c in candidates(facts)
+    ]
     if not rank:
         return min(scored, key=lambda c: c.cycles)
     return sorted(scored, key=lambda c: c.cycles)[min(rank, len(scored) - 1)]
@@ -112,9 +116,7 @@ def candidates(facts: Facts) -> Iterator[Candidate]:
                 break
     combiners = [r.combiner for r in facts.nest.reduces]
     if len(combiners) == 1 and combiners[0].associative and combiners[0].commutative:
-        for vector, extent in facts.reduces.items():
-            if extent > 1:
-                yield Candidate(vector, min(extent, 4 * facts.lanes))
+        yield from across(facts)
 
 
 def _with_tiles(facts: Facts, vector: str, width: int) -> Iterator[Candidate]:
@@ -227,17 +229,7 @@ class _Recipe:
 
     def run_along(self, chosen: Candidate, facts: Facts) -> None:
         vector = self.cut_vector(chosen, facts)
-        tile: list[str] = []
-        for name, sizes in chosen.tile:
-            extent = facts.outputs[name]
-            if max(sizes) == extent:
-                tile.append(name)
-            elif len(sizes) == 1:
-                self.add(split(name, sizes[0]))
-                tile.append(f"{name}_in")
-            else:
-                self.add(cover(name, *sizes))
-                tile.append(f"{name}_in")
+        tile = self.cut_tile(chosen, facts)
         self.order(tile, vector)
         self.pack_operands(chosen, facts, tile, vector)
         if facts.reduces:
@@ -250,6 +242,16 @@ class _Recipe:
         if facts.reduces:
             self.unroll_reduces(weight(facts, chosen, chosen.packs))
             self.carry_states()
+
+    def cut_tile(self, chosen: Candidate, facts: Facts) -> list[str]:
+        """The loops of the tile beside the vector loop, cut from their axes."""
+        tile: list[str] = []
+        for name, sizes in chosen.tile:
+            whole = max(sizes) == facts.outputs[name]
+            if not whole:
+                self.add(split(name, sizes[0]) if len(sizes) == 1 else cover(name, *sizes))
+            tile.append(name if whole else f"{name}_in")
+        return tile
 
     def cut_vector(self, chosen: Candidate, facts: Facts) -> str:
         """The loop to vectorize, cut from its axis."""
@@ -348,10 +350,19 @@ class _Recipe:
             else:
                 self.add(split(name, chosen.width))
             vector = f"{name}_in"
-        nest = self.nest
-        rest = [o.name for o in nest.loops if o.name != vector]
-        if [*rest, vector] != [o.name for o in nest.loops]:
-            self.add(reorder(*rest, vector))
+        tile = self.cut_tile(chosen, facts)
+        rows = rows_of(facts, chosen) if tile else []
+        rest = [o.name for o in self.nest.loops if o.name not in (*tile, *rows, vector)]
+        if tile:
+            outer = [o.name for o in self.nest.loops if o.reduce is None and o.name in rest]
+            far = [name for name in rest if name not in outer]
+            rest = [*in_memory_order(facts, name, outer), *far]
+        wanted = [*rest, *rows, *tile, vector]
+        if wanted != [o.name for o in self.nest.loops]:
+            self.add(reorder(*wanted))
+        self.pack_operands(chosen, facts, tile, vector)
+        for one in (*tile, *reversed(rows)):
+            self.add(unroll(one))
         self.add(rfactor(vector))
         self.add(vectorize(vector, strided=self.is_strided(vector)))
         self.carry_states()

@@ -167,3 +167,45 @@ def test_rows_that_come_from_far_are_not_read_for_every_product() -> None:
     assert rows_brought(facts, images, {"y": 7.0}, 2) == 1.0
     assert bytes_of_part(facts, images, {"y": 4}) == pytest.approx(4 * 57 * 57 * 5 / 28)
     assert bytes_of_part(facts, images, {"y": 28}) == 4 * 57 * 57
+
+
+def own_filters(batch: int, size: int) -> Kernel:
+    """Y[n, k, y, x] = sum(c, r, s: X[n, c, y + r, x + s] * W[y, x, k, c, r, s]), 3 x 3 taps."""
+    n, k, c, r, s, y, x = (var(a) for a in "nkcrsyx")
+    body = Op("mul", (load("X", n, c, y + r, x + s), load("W", y, x, k, c, r, s)), f32)
+    return kernel(
+        (
+            buffer("X", (batch, 16, size + 2, size + 2)),
+            buffer("W", (size, size, 4, 16, 3, 3)),
+            buffer("Y", (batch, 4, size, size), "output"),
+        ),
+        nest("Y", {"n": batch, "k": 4, "y": size, "x": size}, body, {"c": 16, "r": 3, "s": 3}),
+    )
+
+
+@pytest.mark.parametrize("where", ["x86-64-v4", "x86-64-v3"])
+def test_what_is_read_once_is_read_in_order(where: str) -> None:
+    """Filters that only the batch shares, too many for a cache: lanes along the sum, the batch as
+    tile, the loops as the filters lie, the data packed and the filters not."""
+    subject, machine = own_filters(8, 4), replace(target(where), l2=1024)
+    schedule = default_schedule(subject, machine)
+    scheduled = schedule.apply(subject, machine)
+    (nest_,) = [n for n in scheduled.nests() if n.name == "Y"]
+    assert [o.name for o in nest_.loops][:3] == ["y", "x", "k"]
+    assert nest_.loops[-1].name in nest_.reduces[0].factored and nest_.loops[-2].name == "n"
+    assert [b.name for b in scheduled.buffers if b.role == "packed"] == ["X_packed"]
+    rng = np.random.default_rng(0)
+    arrays = {
+        b.name: rng.uniform(-1, 1, b.shape).astype("float32")
+        for b in subject.buffers
+        if b.role == "input"
+    }
+    want, got = interpret(subject, arrays)["Y"], interpret(scheduled, arrays)["Y"]
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_cache_holds_is_turned_round() -> None:
+    machine = target("x86-64-v4")
+    assert "rfactor" not in str(default_schedule(own_filters(8, 4), machine))
+    used_often = replace(machine, l2=1024)
+    assert "rfactor" not in str(default_schedule(own_filters(64, 4), used_often))
