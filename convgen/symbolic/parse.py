@@ -6,7 +6,9 @@ ever run as Python.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -16,6 +18,7 @@ from convgen.errors import FormulaError, ShapeError, UserError
 from convgen.symbolic import reductions
 from convgen.symbolic.assemble import assemble
 from convgen.symbolic.build import Out, build_definition, join_pieces
+from convgen.symbolic.derive.custom import check_backward
 from convgen.symbolic.dsl import tensor as make_tensor
 from convgen.symbolic.expr import Definition, Extent, Role, Size, Stage, Tensor
 from convgen.symbolic.grammar import Chain, Grammar, Node, Read
@@ -52,7 +55,7 @@ def parse(text: str, /, **shapes: Any) -> Program:
     """
     if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise FormulaError("a formula is text", got=type(text).__name__)
-    return _Reader(shapes).program(text)
+    return _Reader(shapes).program(_lines(text), text)
 
 
 def _lines(text: str) -> list[tuple[int, str]]:
@@ -71,6 +74,15 @@ def _lines(text: str) -> list[tuple[int, str]]:
     return found
 
 
+def _below(line: str, others: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
+    """The first of the other lines, as many as are indented more than this one."""
+
+    def indent(text: str) -> int:
+        return len(text) - len(text.lstrip())
+
+    return list(itertools.takewhile(lambda other: indent(other[1]) > indent(line), others))
+
+
 class _Reader:
     """Reads the statements of one program in order."""
 
@@ -87,13 +99,21 @@ class _Reader:
         self.open: list[Definition] = []
         self.saved: list[str] = []
         self.updates: list[tuple[str, str]] = []
+        self.gradients: dict[str, Program] = {}
         for shape in self.shapes.values():
             self._note_sizes(shape.shape if isinstance(shape, Tensor) else shape)
 
-    def program(self, text: str) -> Program:
-        for number, line in _lines(text):
+    def program(self, lines: Sequence[tuple[int, str]], text: str) -> Program:
+        waiting = list(lines)
+        while waiting:
+            number, line = waiting.pop(0)
             try:
-                self._statement(line, number)
+                if line.split()[:2] == ["gradient", "of"]:
+                    inner = _below(line, waiting)
+                    del waiting[: len(inner)]
+                    self._gradient(line, number, inner)
+                else:
+                    self._statement(line, number)
             except UserError as error:
                 if error.where is None:
                     raise type(error)(
@@ -115,9 +135,41 @@ class _Reader:
             raise FormulaError(f"{missing[0]} is declared and never written")
         outputs = default_outputs(self.stages) if self.outputs is None else self.outputs
         name = self.name or (outputs or [t.name for t in self.stages[-1].tensors])[-1]
-        program = assemble(name, self.stages, outputs, self.inputs, self.saved, self.updates)
+        stages = [self._with_gradient(stage) for stage in self.stages]
+        program = assemble(name, stages, outputs, self.inputs, self.saved, self.updates)
         program.check()
+        every = list(program.tensors().values())
+        for stage in program.stages:
+            if stage.backward is not None:
+                check_backward(program, stage.backward, every, every)
         return program
+
+    # -- custom gradients -----------------------------------------------------------------------
+
+    def _gradient(self, line: str, number: int, inner: Sequence[tuple[int, str]]) -> None:
+        """``gradient of Y, Z`` and the lines of a program that are indented below it."""
+        names = [n.strip() for n in line.split(None, 2)[2].split(",")] if line.split()[2:] else []
+        self._close()
+        written = [t.name for s in self.stages for t in s.tensors]
+        for name in names or [""]:
+            if name not in written:
+                raise FormulaError(
+                    f"the gradient of {name or 'nothing'} is given",
+                    where=f"line {number}",
+                    expected="one of " + ", ".join(written) + ", written above",
+                )
+        if not inner:
+            raise FormulaError(
+                f"no gradient of {names[0]}",
+                where=f"line {number}",
+                expected="the lines of a program, indented, below",
+            )
+        backward = _Reader({}).program(inner, line)
+        self.gradients.update(dict.fromkeys(names, backward))
+
+    def _with_gradient(self, stage: Stage) -> Stage:
+        found = [self.gradients[t.name] for t in stage.tensors if t.name in self.gradients]
+        return replace(stage, backward=found[0]) if found else stage
 
     # -- statements -----------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import convgen
 from convgen.errors import FormulaError, ShapeError, UserError
-from convgen.symbolic import dsl, functions
+from convgen.symbolic import derive, dsl, functions
 from convgen.symbolic.expr import Axis, Size
 from convgen.symbolic.parse import parse
 
@@ -123,6 +123,184 @@ def test_round_trip_of_random_programs(program):
     again = parse(text)
     assert again == program, f"{text}\n---\n{again}"
     assert str(again) == text
+
+
+# Everything else the DSL says: each stage of a program is one of these.
+
+
+def bounded(draw, tensor, index):
+    """A read with a boundary of its own in every dimension."""
+    kinds = ["zero", "reflect", "replicate", "circular", "constant"]
+    chosen = [draw(st.sampled_from(kinds)) for _ in index]
+    modes = [draw(RATIONALS) if k == "constant" else k for k in chosen]
+    return tensor.pad(*modes)[tuple(a + draw(st.integers(-1, 1)) for a in index)]
+
+
+def padded_by_a_stage(draw, number, x):
+    i, j = dsl.axes("i j")
+    mean = dsl.define(f"M{number}", [i], dsl.sum_over([j], x[i, j]) / x.shape[1])
+    read = x.pad(".", mean[i])[i, j - 1]
+    return [dsl.define(f"T{number}", [i, j], read, extents={i: x.shape[0], j: x.shape[1] + 2})]
+
+
+def window_with_place(draw, number, x):
+    i, j, r = dsl.axes("i j r")
+    read = x.pad(".", "omit")[i, j + r - 1]
+    outs = [(f"T{number}", [i, j]), (f"I{number}", [i, j])]
+    bodies = (dsl.max_over([r], read), dsl.argmax_over([r], read))
+    extents = {i: x.shape[0], j: x.shape[1], r: 3}
+    kind = draw(st.sampled_from(["u8", "i32", "i64"]))
+    return [dsl.define(outs, bodies, extents=extents, dtype=["f32", kind])]
+
+
+def classes(draw, number, x):
+    u, j = dsl.axes("u j")
+    rows, columns = x.shape
+    shape = (2 * rows, columns)
+    made = [
+        dsl.define(
+            f"T{number}", [2 * u + k, j], x[u, j] * sympy.Rational(2, 3) + k + draw(RATIONALS),
+            extents={u: rows, j: columns}, shape=shape,
+        )
+        for k in (0, 1)
+    ]  # fmt: skip
+    return [dsl.pieces(*made)]
+
+
+def constant_filter(draw, number, x):
+    i, j, r = dsl.axes("i j r")
+    values = draw(st.lists(st.fractions(-2, 2, max_denominator=9), min_size=3, max_size=3))
+    taps = dsl.tensor(
+        f"K{number}", (3,), draw(st.sampled_from(["f32", "f64"])), role="constant", values=values
+    )
+    body = dsl.sum_over([r], bounded(draw, x, (i, j)) * taps[r])
+    return [dsl.define(f"T{number}", [i, j], body, extents={i: x.shape[0], j: x.shape[1]})]
+
+
+def chosen_and_held(draw, number, x):
+    i, j = dsl.axes("i j")
+    here = functions.logical_and(
+        functions.less_equal(i, j), functions.logical_not(functions.less(x[i, j], 0))
+    )
+    body = functions.select(here, functions.stop_gradient(x[i, j]) * x[i, j], draw(RATIONALS))
+    return [dsl.define(f"T{number}", [i, j], body)]
+
+
+def random_mask(draw, number, x):
+    i, j = dsl.axes("i j")
+    seed = dsl.tensor(f"seed{number}", (), "u64")
+    chance = functions.uniform(seed[()], i * x.shape[1] + j)
+    body = functions.select(functions.less(chance, sympy.Rational(1, 4)), 0, x[i, j])
+    return [dsl.define(f"T{number}", [i, j], body)]
+
+
+def of_another_dtype(draw, number, x):
+    i, j = dsl.axes("i j")
+    whole = functions.cast(4 * x[i, j], draw(st.sampled_from(["i32", "i64", "u8", "f64"])))
+    kind = draw(st.sampled_from(["f32", "f64"]))
+    return [
+        dsl.define(f"C{number}", [i, j], whole),
+        dsl.define(f"T{number}", [i, j], functions.cast(x[i, j], kind), dtype=kind),
+    ]
+
+
+def given_gradient(draw, number, x):
+    i, j = dsl.axes("i j")
+    here = dsl.define(f"T{number}", [i, j], functions.relu(x[i, j]), name=f"given{number}")
+    if x.role not in ("input", "parameter", "state"):
+        return [here]
+    cotangent = dsl.tensor(f"dT{number}", here.output.shape, here.output.dtype)
+    back = dsl.define(f"d{x.name}", [i, j], functions.relu(cotangent[i, j] - draw(RATIONALS)))
+    return [derive.custom_gradient(here, back)]
+
+
+def blocks(draw, number, x):
+    i, j = dsl.axes("i j")
+    m = draw(st.integers(2, 3))
+    body = x.pad("zero")[i // m, j] + (i % m) * x.pad("replicate")[0, m * (j // m)]
+    return [dsl.define(f"T{number}", [i, j], body, extents={i: x.shape[0], j: x.shape[1]})]
+
+
+def triangle(draw, number, x):
+    i, j, k = dsl.axes("i j k")
+    rule = draw(
+        st.sampled_from([dsl.sum_over, dsl.prod_over, dsl.logsumexp_over, dsl.min_over, OWN.over])
+    )
+    where = draw(st.sampled_from([(k <= j,), (k <= j, functions.equal((k + i) % 2, 0))]))
+    body = rule([k], x[i, k] * (k + 1), where=where, extents={k: x.shape[1]})
+    return [dsl.define(f"T{number}", [i, j], body, extents={i: x.shape[0], j: x.shape[1]})]
+
+
+STAGES = [
+    padded_by_a_stage, window_with_place, classes, constant_filter, chosen_and_held, random_mask,
+    of_another_dtype, given_gradient, blocks, triangle,
+]  # fmt: skip
+
+
+@st.composite
+def programs_of_everything(draw):
+    """Stages of every kind after each other, then what a step keeps and changes."""
+    role = draw(st.sampled_from(["input", "parameter"]))
+    x = dsl.tensor("X", (draw(st.integers(2, 4)), draw(st.integers(2, 4))), "f32", role=role)
+    made = []
+    for number, stage in enumerate(draw(st.lists(st.sampled_from(STAGES), min_size=1, max_size=4))):
+        found = stage(draw, number, x)
+        made += found
+        x = found[-1][f"T{number}"]
+    i, j = dsl.axes("i j")
+    updates, saved = {}, []
+    if draw(st.booleans()):
+        state = dsl.tensor("S", x.shape, x.dtype, role="state")
+        made.append(dsl.define("S_new", [i, j], state[i, j] * sympy.Rational(9, 10) + x[i, j]))
+        updates = {"S": "S_new"}
+    written = [t.name for p in made for t in p.outputs]
+    outputs = draw(st.lists(st.sampled_from(written), unique=True, min_size=0 if updates else 1))
+    saved = draw(st.lists(st.sampled_from(written), unique=True, max_size=2))
+    return dsl.combine("everything", made, outputs=outputs, saved=saved, updates=updates)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(programs_of_everything())
+def test_round_trip_of_everything(program):
+    text = str(program)
+    again = parse(text)
+    assert again == program, f"{text}\n---\n{again}"
+    assert str(again) == text
+    assert [t.role for t in again.tensors().values()] == [
+        t.role for t in program.tensors().values()
+    ]
+    assert [s.backward for s in again.stages] == [s.backward for s in program.stages]
+
+
+def test_custom_gradients_are_part_of_the_text():
+    layer = parse("Y[i] = relu(X[i])", X=(4,))
+    guided = parse("dX[i] = relu(dY[i]) * step(Y[i])", Y=(4,), dY=(4,))
+    program = derive.custom_gradient(layer, guided)
+    lines = str(program).splitlines()
+    assert lines[3:5] == ["gradient of Y", "  program dX"]
+    again = parse(str(program))
+    assert again == program and again != layer
+    assert derive.grad(again) == derive.grad(program) != derive.grad(layer)
+    mutant = parse(str(program).replace("step(Y[i])", "step(-Y[i])"))
+    assert mutant != program
+
+
+REFUSED_GRADIENTS = [
+    ("gradient of Z\n  dX[i] = dY[i]", "expected one of Y, written above"),
+    ("gradient of\n  dX[i] = dY[i]", "the gradient of nothing is given"),
+    ("gradient of Y", "the lines of a program, indented, below"),
+    ("gradient of Y\ndX[i] = 2", "the lines of a program, indented, below"),
+    ("gradient of Y\n  tensor dY: f32[3]\n  dX[i] = dY[i]", "expected shape [4], got [3]"),
+    ("gradient of Y\n  tensor Q: f32[4]\n  dX[i] = Q[i]", "Q in dX; expected one of X, Y, dX, dY"),
+    ("gradient of Y\n  tensor dY: f32[4]\n  dX[i] = dY[j]", "line 5: undefined index j"),
+]
+
+
+@pytest.mark.parametrize("text, message", REFUSED_GRADIENTS)
+def test_refusals_of_custom_gradients(text, message):
+    with pytest.raises(UserError) as caught:
+        parse("tensor X: f32[4]\nY[i] = X[i]\n" + text)
+    assert message in str(caught.value), str(caught.value)
 
 
 WRITTEN = [

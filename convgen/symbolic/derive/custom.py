@@ -6,7 +6,7 @@ place of their derivatives and of those of everything before them in that progra
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from sympy import Expr
@@ -22,7 +22,7 @@ def custom_gradient(program: Program, backward: Program) -> Program:
 
     backward reads tensors of the program by name (inputs, outputs, temporaries) and the cotangents
     "d" + output; its outputs are "d" + input, for the inputs that get a gradient; the others get
-    none. The text form of a program does not show it.
+    none. In the text form it stands below the program, indented under `gradient of Y`.
 
     Raises FormulaError for names that are not of the program, ShapeError for shapes that differ.
 
@@ -34,21 +34,26 @@ def custom_gradient(program: Program, backward: Program) -> Program:
     dX[i] = relu(dY[i]) * step(Y[i])
     """
     require_program(backward, "a custom gradient")
-    known = require_program(program, "what has a custom gradient").tensors()
-    allowed = dict(known)
-    for t in program.outputs:
-        allowed["d" + t.name] = t
-    for t in backward.inputs:
-        _check(program, backward, allowed, t.name, t)
-    for t in backward.outputs:
-        inputs = {"d" + i.name: i for i in program.inputs}
-        _check(program, backward, inputs, t.name, t)
+    require_program(program, "what has a custom gradient")
+    check_backward(program, backward, program.outputs, program.inputs)
     written = {t.name for t in program.outputs}
     stages = tuple(
         replace(s, backward=backward) if written & {t.name for t in s.tensors} else s
         for s in program.stages
     )
     return replace(program, stages=stages)
+
+
+def check_backward(
+    program: Program, backward: Program, outputs: Sequence[Tensor], inputs: Sequence[Tensor]
+) -> None:
+    """Raises unless a backward program reads tensors of the program and cotangents of `outputs`,
+    and writes gradients to `inputs`."""
+    allowed = {**program.tensors(), **{"d" + t.name: t for t in outputs}}
+    for t in backward.inputs:
+        _check(program, backward, allowed, t.name, t)
+    for t in backward.outputs:
+        _check(program, backward, {"d" + i.name: i for i in inputs}, t.name, t)
 
 
 def _check(

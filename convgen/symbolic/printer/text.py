@@ -217,10 +217,24 @@ def text(program: Program) -> str:
     for stage in program.stages:
         for piece in stage.pieces:
             lines.append(definition_text(program, piece, shortened[id(piece)]))
+    lines += _custom_gradients(program)
     if program.saved:
         lines.append(f"saved {', '.join(program.saved)}")
     lines += [f"update {state} <- {new}" for state, new in program.updates]
     return "\n".join(lines)
+
+
+def _custom_gradients(program: Program) -> list[str]:
+    """``gradient of Y`` and the program that takes the place of the derivative, indented."""
+    given: dict[Program, list[str]] = {}
+    for stage in program.stages:
+        if stage.backward is not None:
+            given.setdefault(stage.backward, []).extend(t.name for t in stage.tensors)
+    lines: list[str] = []
+    for backward, names in given.items():
+        lines.append(f"gradient of {', '.join(names)}")
+        lines += [f"  {line}" for line in text(backward).splitlines()]
+    return lines
 
 
 def definition_text(program: Program, piece: Definition, short: Shortened | None) -> str:
