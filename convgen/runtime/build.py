@@ -27,6 +27,7 @@ from convgen.runtime import cache
 from convgen.runtime.threads import Range
 from convgen.schedule.schedule import Schedule
 from convgen.symbolic.program import Origin, Program
+from convgen.symbolic.rewrite import one_pass
 from convgen.target import Target, runs_here
 from convgen.target import target as target_of
 
@@ -202,7 +203,7 @@ def _compile(
 
 def lowered(program: Program, in_place: bool) -> Kernel:
     """The loops of a program, updates carried out in place where that is asked for."""
-    kernel = lower(program)
+    kernel = lower(one_pass(program))
     return _with_updates(kernel, program) if in_place else kernel
 
 

@@ -12,6 +12,7 @@ from convgen.runtime.threads import thread_count
 from convgen.schedule.schedule import Schedule
 from convgen.schedule.search import search
 from convgen.symbolic.program import Program
+from convgen.symbolic.rewrite import one_pass
 from convgen.target import Target
 from convgen.target import target as target_of
 
@@ -60,7 +61,7 @@ def tune(
         made = kernel.compile(program, str(schedule), machine, workers)
         return quickest(lambda: made(*arrays), seconds)
 
-    found = search(lower(program), machine, count, measure)
+    found = search(lower(one_pass(program)), machine, count, measure)
     trials = tuple((str(t.schedule), t.seconds) for t in found)
     cache.store(key, cache.Record({"trials": [list(t) for t in trials]}, {}), _SUFFIX)
     return Tuned(trials[0][0], trials)

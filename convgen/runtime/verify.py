@@ -35,6 +35,7 @@ from convgen.runtime.machine import check_machine
 from convgen.symbolic.evaluate import is_rational
 from convgen.symbolic.parse import parse
 from convgen.symbolic.program import Origin, Program
+from convgen.symbolic.rewrite import one_pass
 from convgen.target import Target
 
 _FORMAT = 1
@@ -87,7 +88,7 @@ def certify(program: Program, built: Built, *, schedule_given: bool = False) -> 
     was the user's. Never raises for a claim that fails: the certificate says so.
     """
     small = small_of(program)
-    kernel = lower(program)
+    kernel = lower(one_pass(program))
     stages = pipeline.build_stages(kernel, built.schedule or None, built.target)
     signed = small is None or small.signed
     exact = is_rational(program) if small is None else small.exact

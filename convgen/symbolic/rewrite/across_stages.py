@@ -81,7 +81,7 @@ def closed_form_steps(program: Program) -> list[Applied]:
         ("inline_pointwise", "a temporary is what it is defined as", inline_pointwise),
         ("gather_factors", "a*b + a*c = a*(b + c)", gather_factors),
     ]
-    if not any(_mean_of(s) for s in program.stages):
+    if not any(mean_of(s) for s in program.stages):
         return found
     for name, fact, rewrite in rules:
         changed = rewrite(program)
@@ -124,7 +124,7 @@ def _count(ranges: Sequence[Range]) -> Expr:
     return total
 
 
-def _single(stage: Stage) -> Definition | None:
+def single_definition(stage: Stage) -> Definition | None:
     """The only definition of a stage that writes one tensor at plain axes."""
     if len(stage.tensors) != 1 or len(stage.pieces) != 1 or stage.backward is not None:
         return None
@@ -159,8 +159,8 @@ class _Mean:
     over: tuple[bool, ...]
 
 
-def _mean_of(stage: Stage) -> _Mean | None:
-    piece = _single(stage)
+def mean_of(stage: Stage) -> _Mean | None:
+    piece = single_definition(stage)
     if piece is None or len(piece.reduces) != 1:
         return None
     (reduce,) = piece.reduces
@@ -188,7 +188,7 @@ def _runs_over_all(access: Access, reduce: Reduce) -> bool:
 
 def drop_deviations(program: Program) -> Program:
     """Terms of sums that cancel because M is the mean of what is summed."""
-    means = [m for s in program.stages if (m := _mean_of(s)) is not None]
+    means = [m for s in program.stages if (m := mean_of(s)) is not None]
     stages: list[Stage] = []
     for stage in program.stages:
         pieces = tuple(_without_deviations(p, means) for p in stage.pieces)
@@ -281,7 +281,7 @@ def share_sums(program: Program) -> Program:
     outputs = {t.name for t in program.outputs}
     known: list[tuple[Stage, Definition, Expr]] = []
     for stage in program.stages:
-        piece = _single(stage)
+        piece = single_definition(stage)
         if piece is None or stage.tensors[0].name not in outputs or len(piece.reduces) != 1:
             continue
         quotient: Any = piece.values[0] * Result(0) ** -1  # type: ignore[operator]
@@ -291,7 +291,7 @@ def share_sums(program: Program) -> Program:
             known.append((stage, piece, factor))
     stages: list[Stage] = []
     for stage in program.stages:
-        piece = _single(stage)
+        piece = single_definition(stage)
         others = [k for k in known if k[0] is not stage]
         new = _shared(piece, others) if piece is not None else None
         stages.append(stage if new is None else replace(stage, pieces=(new,)))
@@ -373,7 +373,7 @@ def inline_pointwise(program: Program) -> Program:
         same = all(a is b for a, b in zip(pieces, stage.pieces, strict=True))
         stage = stage if same else replace(stage, pieces=pieces)
         stages.append(stage)
-        piece = _single(stage)
+        piece = single_definition(stage)
         if piece is not None and not piece.reduces and stage.tensors[0].name not in fixed:
             bodies[stage.tensors[0].name] = (piece.outs[0], piece.values[0])
     if all(a is b for a, b in zip(stages, program.stages, strict=True)):
@@ -404,7 +404,7 @@ def gather_factors(program: Program) -> Program:
     """Sums without reductions as products: common factors, powers of one base counted together."""
     stages: list[Stage] = []
     for stage in program.stages:
-        piece = _single(stage)
+        piece = single_definition(stage)
         if piece is None or piece.reduces or not isinstance(piece.values[0], (Add, sympy.Mul)):
             stages.append(stage)
             continue
