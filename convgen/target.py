@@ -83,6 +83,9 @@ _V2 = frozenset("cx16 lahf_lm popcnt ssse3 sse4_1 sse4_2".split())
 _V3 = _V2 | frozenset("abm avx avx2 bmi1 bmi2 f16c fma movbe xsave".split())
 _V4 = _V3 | frozenset("avx512f avx512bw avx512cd avx512dq avx512vl".split())
 
+# What every machine of an instruction set executes, as LLVM calls it.
+_PLAINEST = {"x86-64": "x86-64", "aarch64": "generic"}
+
 # Highest level of an instruction set last.
 _LEVELS: dict[str, _Level] = {
     "x86-64-v2": _Level("x86-64", 128, 16, False, "x86-64-v2", "", _V2),
@@ -123,6 +126,16 @@ def target(name: Target | str = "native") -> Target:
     if name not in _LEVELS:
         raise TargetError(f"unknown target {name!r}", expected="one of " + " ".join(names()))
     return _of_level(name, "linux")
+
+
+def plainest(machine: Target) -> Target:
+    """The same target with nothing but the instructions that every machine of its kind has: for
+    code that runs before it is known what there is.
+
+    >>> plainest(target("x86-64-v4")).llvm_cpu
+    'x86-64'
+    """
+    return replace(machine, llvm_cpu=_PLAINEST[machine.isa], llvm_features="")
 
 
 def runs_here(wanted: Target) -> bool:

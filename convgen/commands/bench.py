@@ -296,23 +296,30 @@ def compile_cost(case: str, place: Path | None) -> None:
 @click.option("--seconds", type=click.FloatRange(0.05), default=2.0, show_default=True)
 @PLACE
 def embed(seconds: float, place: Path | None) -> None:
-    """Measure what it costs to enter a kernel from C, Python and PyTorch."""
+    """Measure what it costs to enter a kernel from C, Python and PyTorch.
+
+    The C call is NAME_forward of an exported bundle; without a C compiler it is left out.
+    """
     from convgen.bench.embed import measure_doors
+    from convgen.interop.aot.export import export
 
     try:
         from convgen.interop.torch import function
     except ImportError:
         function = None  # no PyTorch: its doors are left out
     check_writable(json=place)
-    found = measure_doors(seconds, function)
+    found = measure_doors(seconds, function, export)
+    for note in found.notes:
+        click.echo(note, err=True)
     if place is not None:
-        write_json([door.as_json() for door in found], place)
+        write_json([door.as_json() for door in found.doors], place)
         return
     rows = [
-        (d.name, f"{d.microseconds:.2f}", f"{d.overhead:.2f}" if d.over else "", d.over)
-        for d in found
+        (d.name, f"{d.microseconds:.2f}")
+        + ((f"{d.overhead:.2f}", f"{d.share:.1%}", d.over) if d.over else ("", "", ""))
+        for d in found.doors
     ]
-    print_table(("door", "µs", "more", "than"), rows)
+    print_table(("door", "µs", "more", "in %", "than"), rows)
 
 
 _LAYERS = together(

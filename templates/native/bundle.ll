@@ -231,12 +231,15 @@ turn:
   call void @scatter(ptr %work, ptr @grad.offsets, i64 {{ grads }}, ptr %grads.p)
   br label %move
 move:
+  %ended = icmp sle i64 %rest, 0
+  br i1 %ended, label %out, label %shift.all
+shift.all:
   %saved = load ptr, ptr %saved.p
   %saved.next = getelementptr i8, ptr %saved, i64 %bytes
   store ptr %saved.next, ptr %saved.p
   br label %step
 step:
-  %i = phi i64 [ 0, %move ], [ %more, %stepped ]
+  %i = phi i64 [ 0, %shift.all ], [ %more, %stepped ]
   %all = icmp uge i64 %i, {{ slots }}
   br i1 %all, label %moved, label %one
 one:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -124,6 +126,49 @@ def test_find_package_and_pkg_config(conv, tmp_path):
     )
     assert "-lconv" in flags.stdout and "-I" in flags.stdout
     run([compiler("gcc"), str(conv / "main.c"), *flags.stdout.split(), "-o", "packaged"], tmp_path)
+
+
+@pytest.fixture(scope="module")
+def fat(tmp_path_factory):
+    if not _x86():
+        pytest.skip("needs an x86-64 machine")
+    folder = tmp_path_factory.mktemp("fat")
+    program = cg.parse(CONV, **CONV_SHAPES)
+    export(program, folder, name="conv", target=["x86-64-v2", "x86-64-v3", "x86-64-v4"])
+    return folder
+
+
+def test_doors_ask_for_no_instructions_before_open(tmp_path):
+    """A door that used AVX would die on the machines that `open` is to refuse."""
+    export(cg.parse(CONV, **CONV_SHAPES), tmp_path, name="conv", target="x86-64-v4")
+    text = run([compiler("objdump"), "-d", "--no-show-raw-insn", "conv.o"], tmp_path).stdout
+    wide = {}
+    for block in text.split("\n\n"):
+        name = re.search(r"<([^>]*)>:", block)
+        if name:
+            wide[name[1]] = bool(re.search(r"%[yz]mm|\tv[a-z0-9]+ .*%xmm|\tvzero", block))
+    assert any(wide.values()) and not [door for door in DOORS if wide[f"conv_{door}"]]
+
+
+DOORS = {
+    "open", "open_level", "abi_version", "context_bytes", "error_text", "target", "packed_bytes",
+    "workspace_bytes", "saved_bytes", "pack", "forward", "backward", "pack_checked",
+    "forward_checked", "backward_checked", "weight_pointers",
+}  # fmt: skip
+
+
+@pytest.mark.full
+def test_other_processors_pick_a_level_or_are_refused(fat, expected):
+    qemu = compiler("qemu-x86_64")
+    link = ["main.c", "libconv.a", "-lpthread"]
+    run([compiler("gcc"), "-static", *STRICT, *link, "-o", "still"], fat)
+    for cpu, level in (("Nehalem", "x86-64-v2"), ("max", "x86-64-v3")):
+        text = run([qemu, "-cpu", cpu, "./still"], fat).stdout
+        assert f"for {level}\n" in text and len(sums(text)) == len(expected)
+    old = subprocess.run(
+        [qemu, "-cpu", "qemu64", "./still"], cwd=fat, capture_output=True, text=True, check=False
+    )
+    assert old.returncode == 1 and "processor lacks instructions" in old.stderr
 
 
 @pytest.mark.full

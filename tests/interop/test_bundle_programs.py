@@ -12,7 +12,10 @@ import convgen as cg
 from convgen.errors import DataError, ShapeError
 from convgen.interop.aot.export import export
 from convgen.layers.update import Adam
+from convgen.runtime.build import build_program
+from convgen.runtime.native import NativeFunction
 from convgen.symbolic.derive import split
+from convgen.target import runs_here, target
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import small_programs  # noqa: E402
@@ -152,6 +155,38 @@ def test_a_kernel_keeps_its_schedule(tmp_path):
     export(kernel, tmp_path, name="plain", backward=False)
     facts = load(tmp_path, "plain")._read_json(tmp_path / "MANIFEST.json")
     assert "parallel(n)" in facts["targets"][0]["kernels"][0]["schedule"]
+
+
+@pytest.mark.parametrize("level", ["x86-64-v2", "x86-64-v3", "x86-64-v4"])
+@pytest.mark.parametrize("padding", [1, 2])
+def test_copies_are_filled_to_the_last_byte(level, padding):
+    """Bundles hand kernels memory that others used before: what a kernel packs is written whole,
+    padding and halo too."""
+    if not runs_here(target(level)):
+        pytest.skip(f"this machine does not run {level}")
+    seen = 0
+    for shape, layer in (
+        ((2, 6, 14, 13), cg.nn.Conv2d(6, 20, 5, padding=padding)),
+        ((4, 8, 28, 28), cg.nn.Conv2d(8, 8, 3, padding=padding, padding_mode="reflect")),
+        ((2, 16, 13, 17), cg.nn.Conv2d(16, 33, 3, stride=2, padding=padding)),
+        ((3, 33), cg.nn.Linear(33, 17)),
+    ):
+        program = layer.program(shape)
+        for part in (program, *split(program, [t.name for t in program.inputs])):
+            built = build_program(part, target(level), None)
+            names = [a.name for a in built.arguments if a.name not in built.offsets]
+            known = {a.name: np.zeros(a.bytes, np.uint8) for a in built.arguments}
+            function = NativeFunction(built, tuple(names))
+            work = np.full(function.workspace_bytes, 0xFF, np.uint8)
+            function.ctypes(*(known[n].ctypes.data for n in names), work.ctypes.data)
+            start = -work.ctypes.data % 64
+            for a in built.arguments:
+                if a.name in built.packed or a.role == "packed":
+                    seen += 1
+                    begin = start + built.offsets[a.name]
+                    left = work[begin : begin + a.bytes].view(np.uint32) == 0xFFFFFFFF
+                    assert not left.any(), f"{a.name} of {part.name}"
+    assert seen > 6
 
 
 def test_refusals():

@@ -8,17 +8,15 @@ needs of forward in `saved`, the rest in `work`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from convgen.backends.protocol import Argument, Entry
+from convgen.backends.protocol import Entry
 from convgen.errors import InternalError
 from convgen.runtime.build import Built
 from convgen.runtime.plan import Call, Region, aligned
 from convgen.target import Target
-from convgen.types import dtype_of
 
 COPY, ZERO = "copy", "zero"
 _GRAIN = 1 << 16  # bytes that a worker copies at a time, at least
@@ -147,15 +145,12 @@ class Level:
         built = call.built
         arguments = tuple(places[id(r)] for r in call.regions)
         ahead = _is_ahead(call, places)
-        rows: list[Row] = []
-        for argument, place in zip(built.arguments, arguments, strict=True):
-            if _padded(argument) and place.slot != "packed":
-                rows.append(zero_row(place, argument.bytes, optional))
         kernel = self.number(built)
-        for number, entry in enumerate(built.entries):
-            if entry.extent > 0 and not (ahead and entry.when == "prepare"):
-                rows.append(_row(kernel, number, entry, arguments, optional))
-        return rows
+        return [
+            _row(kernel, number, entry, arguments, optional)
+            for number, entry in enumerate(built.entries)
+            if entry.extent > 0 and not (ahead and entry.when == "prepare")
+        ]
 
     def _place_packs(self, section: Section) -> dict[int, Place]:
         """Places of what kernels make of weights alone; it is made once, by `pack`."""
@@ -183,12 +178,8 @@ class Level:
     def _pack(self, call: Call, places: Mapping[int, Place]) -> None:
         built = call.built
         arguments = tuple(places.get(id(r), Place("work")) for r in call.regions)
-        rows: list[Row] = []
-        for argument, place in zip(built.arguments, arguments, strict=True):
-            if argument.name in built.packed and _padded(argument):
-                rows.append(zero_row(place, argument.bytes))
         kernel = self.number(built)
-        rows += [
+        rows = [
             _row(kernel, number, entry, arguments, False)
             for number, entry in enumerate(built.entries)
             if entry.extent > 0 and entry.when == "prepare"
@@ -301,13 +292,6 @@ def _optional(section: Section) -> set[int]:
         else:
             found.add(id(call))
     return found
-
-
-def _padded(argument: Argument) -> bool:
-    """True when a kernel's own array is larger than its elements: the rest must be zero."""
-    if argument.role not in ("temporary", "packed"):
-        return False
-    return argument.bytes > dtype_of(argument.dtype).bytes * math.prod(argument.shape)
 
 
 def _row(
