@@ -22,8 +22,8 @@ from convgen.schedule.access import (
     offset_of,
     outer_loops,
     tile_loops,
-    tile_vectors,
     trips,
+    vector_count,
 )
 from convgen.schedule.across import across, in_memory_order, rows_of, score_across
 from convgen.schedule.cost import (
@@ -398,9 +398,21 @@ class _Recipe:
 
     def ahead(self, facts: Facts) -> int:
         """Registers that unrolled iterations need beside the states and two that are left free:
-        LLVM loads the vectors of two neighbours together, and spills states where they do not fit
-        beside one broadcast."""
-        return 2 * tile_vectors(self.nest, facts.lanes)[1] - 1
+        the tile keeps the values of the operand that has the fewest; LLVM loads those of two
+        neighbours together, and spills states where they do not fit beside one of the other's."""
+        nest = self.nest
+        sizes = {
+            o.name: vector_count(loop_extent(nest, o), facts.lanes)
+            if o.kind is LoopKind.VECTOR
+            else loop_extent(nest, o)
+            for o in tile_loops(nest)
+        }
+        kept = [
+            math.prod(size for name, size in sizes.items() if name in operand.strides)
+            for operand in facts.operands
+            if operand.body
+        ]
+        return 2 * min(kept, default=1) - 1
 
     def slide(self, loop: Loop, copies: float, facts: Facts) -> bool:
         """Cut a long reduce loop into short runs, written out, where the tile slides along an
