@@ -18,6 +18,7 @@ from convgen.bench.timing import Timing, interleave
 from convgen.errors import InternalError
 from convgen.runtime import kernel as kernels
 from convgen.runtime.arrays import new_array
+from convgen.runtime.layouts import PREFERRED
 from convgen.symbolic.program import Program
 from convgen.target import target
 from convgen.types import DType, f32, f64
@@ -82,11 +83,20 @@ class Subject:
 
     def __init__(self, case: Measured, which: str, layout: str, dtype: DType, threads: int):
         self.case, self.which, self.layout, self.dtype = case, which, layout, dtype
-        self.program: Program = case.program(which, layout, dtype)
-        self.kernel: Any = kernels.compile(self.program, threads=threads)
-        self.arrays = arrays_of(case, layout, dtype)
-        self.out = new_array(case.shape(_RESULT[which], layout), np.dtype(dtype.numpy_name))
-        self._inputs: list[Any] = [self.arrays[t.name] for t in self.program.inputs]
+        preferred = layout == PREFERRED
+        self.order = "nchw" if preferred else layout  # of the dimensions in the formula
+        self.program: Program = case.program(which, self.order, dtype)
+        self.kernel: Any = kernels.compile(
+            self.program, threads=threads, layouts=PREFERRED if preferred else None
+        )
+        self.arrays = arrays_of(case, self.order, dtype)
+        self._given: dict[str, Any] = {
+            t.name: self.kernel.to_layout(t.name, self.arrays[t.name]) for t in self.program.inputs
+        }
+        self._inputs: list[Any] = list(self._given.values())
+        self._result = self.program.output.name
+        plain = new_array(case.shape(_RESULT[which], self.order), np.dtype(dtype.numpy_name))
+        self.out = self.kernel.to_layout(self._result, plain) if preferred else plain
 
     def call(self) -> object:
         """Packing included, as for a caller who changes everything each time."""
@@ -100,9 +110,13 @@ class Subject:
             return None
         if not packs:
             return self.call
-        packed = self.kernel.prepare(W=self.arrays["W"])
-        inputs = [packed if t.name == "W" else self.arrays[t.name] for t in self.program.inputs]
+        packed = self.kernel.prepare(W=self._given["W"])
+        inputs = [packed if n == "W" else array for n, array in self._given.items()]
         return lambda: self.kernel(*inputs, out=self.out)
+
+    def result(self) -> Array:
+        """What the last call gave, with the formula's order of the dimensions."""
+        return self.kernel.from_layout(self._result, self.out)
 
     @property
     def read_bytes(self) -> int:
@@ -186,7 +200,7 @@ def measure_pass(
 
 
 def _calls_of(name: str, subject: Subject, threads: int) -> Calls:
-    return PEERS[name].calls(subject.case, subject.which, subject.layout, threads, subject.arrays)
+    return PEERS[name].calls(subject.case, subject.which, subject.order, threads, subject.arrays)
 
 
 def _checked(subject: Subject, peers: Calls) -> float | None:
@@ -253,7 +267,7 @@ def _error(subject: Subject, reference: Any) -> float:
     """Largest difference to the peer's result, relative to its largest element."""
     wide = np.asarray(reference, np.float64)
     tensor = _RESULT[subject.which]
-    ours = subject.case.as_peers_have(subject.out, tensor, subject.layout)
+    ours = subject.case.as_peers_have(subject.result(), tensor, subject.order)
     return float(np.abs(wide - ours).max() / max(np.abs(wide).max(), 1e-30))
 
 

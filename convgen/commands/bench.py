@@ -87,8 +87,9 @@ _KERNELS = together(
 @names(
     "--layout",
     "layouts",
-    choice=("nhwc", "nchw"),
-    help="Layout of the caller's arrays. Repeatable; default nhwc.",
+    choice=("nhwc", "nchw", "preferred"),
+    help="Layout of the caller's arrays; preferred: as the compiler chooses. Repeatable; default "
+    "nhwc.",
 )
 def conv(**options: Any) -> None:
     """Measure convolution kernels of well-known networks against the peak and against peers.

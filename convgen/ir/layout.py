@@ -7,11 +7,13 @@ digits follow all outer ones. Blocked extents are padded up to a multiple of the
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from string import ascii_lowercase
 
 from convgen.affine import Affine
-from convgen.errors import InternalError
+from convgen.errors import InternalError, ShapeError
 from convgen.ir.nodes import Buffer, Layout
 from convgen.ir.simplify import simplify_affine
 
@@ -155,3 +157,40 @@ def scratch_offsets(buffers: Iterable[Buffer]) -> tuple[dict[str, int], int]:
             offsets[buffer.name] = total
             total += align(size_in_bytes(buffer))
     return offsets, total
+
+
+def layout_tag(layout: Layout) -> str:
+    """The layout as text: a letter for each dimension (a the first), outermost first, then the
+    blocks with their sizes; capitals for dimensions that have blocks. Halos are left out.
+    Elsewhere: oneDNN's format tags.
+
+    >>> layout_tag(Layout((0, 2, 3, 1))), layout_tag(Layout((0, 1, 2, 3), ((1, 16),)))
+    ('acdb', 'aBcd16b')
+    """
+    blocked = {dimension for dimension, _ in layout.blocks}
+    letters = (
+        ascii_lowercase[d].upper() if d in blocked else ascii_lowercase[d] for d in layout.order
+    )
+    return "".join(letters) + "".join(f"{n}{ascii_lowercase[d]}" for d, n in layout.blocks)
+
+
+def parse_layout(tag: str, rank: int, name: str) -> Layout:
+    """The layout of such a text, for the array of that name; ShapeError for any other text.
+
+    >>> parse_layout("aBcd16b", 4, "X") == Layout((0, 1, 2, 3), ((1, 16),))
+    True
+    """
+    letters = ascii_lowercase[:rank]
+    found = re.fullmatch(r"([A-Za-z]*)((?:[1-9]\d{0,5}[a-z])*)", tag)
+    order = found[1].lower() if found else ""
+    blocks = re.findall(r"(\d+)([a-z])", found[2]) if found else []
+    outside = {letter for _, letter in blocks} - set(letters)
+    if found is None or sorted(order) != list(letters) or outside:
+        raise ShapeError(
+            f"layout {tag!r} of {name}",
+            expected=f"each of the letters {letters} once, outermost first, then blocks",
+            got=repr(tag),
+            hint=f"{letters[:-2]}{letters[-1:]}{letters[-2:-1]}, or {letters}16{letters[-1:]}",
+        )
+    pairs = tuple((letters.index(letter), int(size)) for size, letter in blocks)
+    return Layout(tuple(map(letters.index, order)), pairs)

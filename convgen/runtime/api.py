@@ -30,9 +30,9 @@ def compile(
     For a layer or module: input is the shape (batch included), or a list of shapes for several
     inputs; mode "train" or "infer"; options dtype, target, threads, seed as in `Network`. For a
     Program the options are those of `convgen.runtime.kernel.compile`: schedule, target, threads,
-    accuracy; wrt=["X"] compiles its gradients instead. With search=8, instead of a schedule, the
-    eight best of the cost model are measured and the fastest is kept, on disk too. Raises
-    UserErrors for shapes, options, schedules and targets that do not fit.
+    accuracy, layouts; wrt=["X"] compiles its gradients instead. With search=8, instead of a
+    schedule, the eight best of the cost model are measured and the fastest is kept, on disk too.
+    Raises UserErrors for shapes, options, schedules and targets that do not fit.
     """
     if isinstance(subject, Program):
         if input is not None:
@@ -41,6 +41,8 @@ def compile(
         wrt = options.pop("wrt", None)
         subject = subject if wrt is None else grad(subject, wrt)
         if search:
+            if options.get("layouts") is not None:
+                raise ScheduleError("a search with layouts", expected="row-major arrays")
             if options.get("schedule") is not None:
                 raise ScheduleError("a schedule and a search for one", expected="one of them")
             where = {k: options[k] for k in ("target", "threads") if k in options}
@@ -70,7 +72,7 @@ def compile(
 
 def _check_options(options: Mapping[str, Any]) -> None:
     """Refuse options that a program's kernel does not have."""
-    known = ("schedule", "target", "threads", "accuracy", "wrt", "search")
+    known = ("schedule", "target", "threads", "accuracy", "layouts", "wrt", "search")
     for name in options:
         if name not in known:
             hints = {

@@ -23,7 +23,7 @@ from convgen.passes import pipeline
 from convgen.passes.in_place import copy_updates, update_in_place
 from convgen.passes.lower import lower
 from convgen.passes.storage import place_temporaries
-from convgen.runtime import cache
+from convgen.runtime import cache, layouts
 from convgen.runtime.threads import Range
 from convgen.schedule.schedule import Schedule
 from convgen.symbolic.program import Origin, Program
@@ -41,6 +41,7 @@ class Built:
     offsets     of temporary and packed buffers in a workspace of `workspace_bytes`, zero at first
     seconds     what making or loading it took; from_cache: it came from disk
     key         its name in the cache; made_from: what it was made from, as plain values
+    layouts     of the arguments that are not row-major, as text
     details     what `runtime.details` found of it, None before it was asked
     """
 
@@ -60,6 +61,7 @@ class Built:
     from_cache: bool = False
     key: str = ""
     made_from: Mapping[str, Any] = field(default_factory=dict[str, Any], repr=False)
+    layouts: Mapping[str, str] = field(default_factory=dict[str, str])
     details: Any = field(default=None, repr=False)
     _library: Loaded | None = field(default=None, repr=False)
     _ranges: tuple[Range, ...] = field(default=(), repr=False)
@@ -106,12 +108,14 @@ def build_program(
     schedule: Schedule | str | None = None,
     *,
     in_place: bool = True,
+    layout: layouts.Request = None,
 ) -> Built:
     """Machine code for a program whose sizes are all bound, from the cache where it is there.
 
     schedule    None: chosen by the cost model
     in_place    updates are carried out by the kernel: the argument of a state is read and written.
                 Otherwise the new values are results of their own and states are only read.
+    layout      of the arguments that are not row-major, or "preferred"; see runtime/layouts
 
     Raises ShapeError, ScheduleError, TargetError.
     """
@@ -124,12 +128,12 @@ def build_program(
         "schedule": request,
         "target": asdict(machine),
         "in_place": in_place,
+        "layouts": layouts.checked(program, layout),
     }
     key = key_of(made_from, machine)
     record = None if pipeline.watched() else cache.load(key)
     if record is None:
-        built = _compile(program, machine, schedule, in_place, _label(program.name, made_from))
-        built.made_from = made_from
+        built = _compile(program, machine, schedule, made_from)
         cache.store(key, _record_of(built))
     else:
         built = _from_record(record, machine)
@@ -147,6 +151,7 @@ def key_of(made_from: Mapping[str, Any], machine: Target) -> str:
         made_from["schedule"],
         machine.key(),
         made_from["in_place"],
+        made_from["layouts"],
         _backend().version(),
         cache.sources_digest(),
     )
@@ -167,7 +172,7 @@ def origin_facts(origin: Origin | None) -> dict[str, Any] | None:
 
 def _label(name: str, made_from: Mapping[str, Any]) -> str:
     """A folder's name for the dumped stages: kernels of one name do not overwrite each other."""
-    parts = [made_from[k] for k in ("program", "schedule", "target", "in_place")]
+    parts = [made_from[k] for k in ("program", "schedule", "target", "in_place", "layouts")]
     return f"{name}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:6]}"
 
 
@@ -175,11 +180,13 @@ def _compile(
     program: Program,
     machine: Target,
     schedule: Schedule | str | None,
-    in_place: bool,
-    label: str,
+    made_from: Mapping[str, Any],
 ) -> Built:
     """The road: formula, loops, schedule, statements, machine code."""
-    kernel = lowered(program, in_place)
+    kernel = lowered(program, made_from["in_place"])
+    found = layouts.chosen(program, kernel, made_from["layouts"], machine)
+    kernel = layouts.arranged(kernel, found)
+    label = _label(program.name, made_from)
     stages = pipeline.build_stages(kernel, schedule, machine, label=label)
     artifact = _backend().compile_kernel(stages.flat, machine)
     texts = {"loops": kernel_text(stages.scheduled), "llvm": artifact.ir}
@@ -198,6 +205,8 @@ def _compile(
         packed=writes,
         offsets=workspace.offsets,
         workspace_bytes=workspace.total_bytes,
+        made_from=made_from,
+        layouts=found,
     )
 
 
@@ -257,6 +266,7 @@ def _record_of(built: Built) -> cache.Record:
         "offsets": dict(built.offsets),
         "workspace_bytes": built.workspace_bytes,
         "made_from": dict(built.made_from),
+        "layouts": dict(built.layouts),
     }
     return cache.Record(facts, {"object": built.object, **built.texts})
 
@@ -280,6 +290,7 @@ def _from_record(record: cache.Record, machine: Target) -> Built:
         facts["offsets"],
         facts["workspace_bytes"],
         made_from=facts["made_from"],
+        layouts=facts["layouts"],
     )
 
 

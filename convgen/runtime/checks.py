@@ -24,6 +24,7 @@ from convgen.ir.nodes import Kernel
 from convgen.passes import pipeline
 from convgen.passes.flatten.proof import check_memory
 from convgen.passes.lower import lower
+from convgen.runtime.layouts import arranged
 from convgen.symbolic.derive import adjoint, grad, split
 from convgen.symbolic.duals import vjp
 from convgen.symbolic.evaluate import Array, evaluate, is_rational
@@ -327,7 +328,13 @@ def _derived_values(
 
 
 def check_loops(
-    program: Program, small: Small | None, schedule: str, target: Target, own: bool
+    program: Program,
+    small: Small | None,
+    schedule: str,
+    target: Target,
+    own: bool,
+    *,
+    layouts: Mapping[str, str] | None = None,
 ) -> Check:
     """Scheduled loops and flat statements compute what the naive loops compute."""
     claim = "loops"
@@ -336,7 +343,7 @@ def check_loops(
         return Check(claim, None, how)
     at: list[str] = []
     facts: dict[str, Any] = {}
-    same = _same_schedule(program, small, schedule, target)
+    same = _same_schedule(program, small, schedule, target, layouts or {})
     worst = 0.0
     if same is not None:
         member, found = same
@@ -345,7 +352,8 @@ def check_loops(
         worst = max(worst, found)
     member = rebuilt(program, small.base)
     naive = lower(member)
-    stages = _staged(naive, schedule if own else None, target) or _staged(naive, None, target)
+    laid = arranged(naive, layouts or {})
+    stages = _staged(laid, schedule if own else None, target) or _staged(laid, None, target)
     given = kernel_inputs(naive, small.signed)
     if stages is None or work(naive) > _LOOPS:
         how = "the smallest member is too large to be interpreted"
@@ -368,7 +376,7 @@ def check_loops(
 
 
 def _same_schedule(
-    program: Program, small: Small, schedule: str, target: Target
+    program: Program, small: Small, schedule: str, target: Target, layouts: Mapping[str, str]
 ) -> tuple[Program, float] | None:
     """The smallest member found that takes the kernel's own schedule, and the difference."""
     family = Family(base_of(program))
@@ -378,7 +386,8 @@ def _same_schedule(
             continue
         member = rebuilt(program, base)
         naive = lower(member)
-        stages = _staged(naive, schedule, target) if work(naive) <= _LOOPS else None
+        laid = arranged(naive, layouts)
+        stages = _staged(laid, schedule, target) if work(naive) <= _LOOPS else None
         if stages is not None:
             given = kernel_inputs(naive, small.signed)
             buffers = {b.name for b in stages.scheduled.buffers}

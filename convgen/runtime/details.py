@@ -13,6 +13,7 @@ from convgen.ir.visit import loads
 from convgen.passes import pipeline
 from convgen.runtime import cache
 from convgen.runtime.build import Built, lowered
+from convgen.runtime.layouts import arranged
 from convgen.schedule.cost import machine_of
 from convgen.schedule.directives.base import all_nests, is_packing
 from convgen.schedule.predict import packed_from, predict
@@ -76,7 +77,7 @@ def details_of(program: Program, built: Built) -> Details:
 
 
 def _find(program: Program, built: Built) -> Details:
-    kernel = lowered(program, built.made_from["in_place"])
+    kernel = arranged(lowered(program, built.made_from["in_place"]), built.layouts)
     scheduled = pipeline.scheduled(kernel, built.made_from["schedule"], built.target)
     second = machine_of(built.target).clock * 1e9
     nests = tuple(

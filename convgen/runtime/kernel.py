@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any, cast
 
@@ -23,12 +22,14 @@ from convgen.runtime.arrays import (
     shape_text,
 )
 from convgen.runtime.build import Built, build_program
-from convgen.runtime.call import Caller, Prepared, addresses_of
+from convgen.runtime.call import Prepared, addresses_of
 from convgen.runtime.details import details_of
+from convgen.runtime.layouts import Arranged, Request, as_laid_out, checked
 from convgen.runtime.measure import measured_report
 from convgen.runtime.native import Addressed
 from convgen.runtime.report import Report, report_of
 from convgen.runtime.shown import ShowsProgram
+from convgen.runtime.special import Special
 from convgen.runtime.threads import thread_count
 from convgen.runtime.verify import Certificate, certify
 from convgen.schedule.schedule import Schedule
@@ -46,6 +47,7 @@ def compile(
     target: Target | str = "native",
     threads: int | None = None,
     accuracy: float = 1e-4,
+    layouts: Request = None,
 ) -> CompiledKernel:
     """Machine code for a program, called on arrays.
 
@@ -55,6 +57,10 @@ def compile(
     accuracy   largest error allowed, relative to the largest output; direct kernels stay below
                1e-5 in float32, algorithms that round more are used only where this allows (so
                far every kernel is direct)
+
+    layouts    None: arrays are row-major as the formula has them; {"X": "acdb"}: such an array lies
+               in memory so (see `runtime.layouts`); "preferred": all but weights as the cost model
+               likes them best. `kernel.layouts` says how, `to_layout` and `from_layout` convert
 
     Symbolic sizes are read off the arrays at each call; every combination is compiled once.
 
@@ -71,60 +77,15 @@ def compile(
     if not isinstance(accuracy, (int, float)) or not 0 < accuracy < float("inf"):
         raise DataError(f"accuracy={accuracy!r}", expected="a number above 0", got=repr(accuracy))
     thread_count(threads)
-    return CompiledKernel(program, schedule, target_of(target), threads, accuracy)
+    return CompiledKernel(program, schedule, target_of(target), threads, accuracy, layouts)
 
 
-# What numpy says in one number: C-contiguous and aligned; and writeable.
-_READ = 0x101
-_WRITE = 0x501
 _ndarray = np.ndarray
 _shape = attrgetter("shape")
 _SLOW = object()  # a call that needs a closer look
 
 
-@dataclass
-class _Special:
-    """The kernel for one binding of the sizes.
-
-    program  sizes bound; results: name, dtype and shape of each result
-    wanted   dtype and flags of each input and result, as a call that needs no copy has them
-    apart    (i, bytes of i, j, bytes of j): arrays whose memory must not meet
-    """
-
-    program: Program
-    built: Built
-    results: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
-    wanted: tuple[tuple[np.dtype[Any], int], ...]
-    apart: tuple[tuple[int, int, int, int], ...]
-    caller: Caller
-
-    @staticmethod
-    def of(program: Program, built: Built) -> _Special:
-        names = [*dict.fromkeys([*(t.name for t in program.outputs), *program.saved])]
-        facts = {
-            name: (np.dtype(t.dtype.numpy_name), cast("tuple[int, ...]", t.shape))
-            for name, t in program.tensors().items()
-        }
-        inputs = [t.name for t in program.inputs]
-        written = {state for state, _ in program.updates} | set(names)
-        arrays = [*inputs, *names]
-        sizes = [facts[n][0].itemsize * math.prod(facts[n][1]) for n in arrays]
-        return _Special(
-            program,
-            built,
-            tuple((n, *facts[n]) for n in names),
-            tuple((facts[n][0], _WRITE if n in written else _READ) for n in arrays),
-            tuple(
-                (i, sizes[i], j, sizes[j])
-                for i, name in enumerate(arrays)
-                for j, other in enumerate(arrays)
-                if name in written and (j < i or (j > i and other not in written))
-            ),
-            Caller(built, arrays),
-        )
-
-
-class CompiledKernel(Addressed, ShowsProgram):
+class CompiledKernel(Addressed, Arranged, ShowsProgram):
     """A program as a function: ``kernel(x, w, b)`` in the order of its inputs, or by name.
 
     Results are new arrays: one array, a tuple of several (outputs, then what is saved for
@@ -139,6 +100,7 @@ class CompiledKernel(Addressed, ShowsProgram):
         target: Target,
         threads: int | None,
         accuracy: float,
+        layouts: Request = None,
     ) -> None:
         self.program = program
         self.target = target
@@ -146,15 +108,18 @@ class CompiledKernel(Addressed, ShowsProgram):
         self.accuracy = accuracy
         self._request = schedule
         self._lock = threading.Lock()
-        self._specials: dict[tuple[tuple[str, int], ...], _Special] = {}
+        self._specials: dict[tuple[tuple[str, int], ...], Special] = {}
         self._updated = frozenset(state for state, _ in program.updates)
         self._copies: dict[tuple[str, str], int] = {}
         self._calls = self._packed = self._ahead = 0
-        self._last: _Special | None = None
+        self._last: Special | None = None
         # By the shapes of the inputs; and by those of inputs and results.
-        self._by_inputs: dict[tuple[tuple[int, ...], ...], _Special] = {}
-        self._by_arrays: dict[tuple[tuple[int, ...], ...], _Special] = {}
+        self._by_inputs: dict[tuple[tuple[int, ...], ...], Special] = {}
+        self._by_arrays: dict[tuple[tuple[int, ...], ...], Special] = {}
         self._arity = len(program.inputs)
+        self._inputs = program.inputs  # with the shapes of their arrays
+        self._layout = checked(program, layouts)
+        self._copiers: dict[str, CompiledKernel] = {}
         if not program.sizes():
             self._special({})
 
@@ -169,9 +134,7 @@ class CompiledKernel(Addressed, ShowsProgram):
                 return found
         given, prepared = self._arrange(inputs, named)
         arrays = {n: as_array(a, self._input(n), self._where) for n, a in given.items()}
-        sizes = bind_sizes(
-            self.program.inputs, {n: a.shape for n, a in arrays.items()}, self._where
-        )
+        sizes = bind_sizes(self._inputs, {n: a.shape for n, a in arrays.items()}, self._where)
         special = self._special(sizes)
         arrays = self._ready(special, arrays, prepared)
         results = self._outputs(special, out)
@@ -179,7 +142,8 @@ class CompiledKernel(Addressed, ShowsProgram):
         read = [(n, a) for n, a in arrays.items() if n not in self._updated]
         check_apart(written, read, self._where)
         shapes = tuple(map(_shape, arrays.values()))
-        self._by_inputs[shapes] = special
+        if not special.padded:
+            self._by_inputs[shapes] = special
         self._by_arrays[shapes + tuple(map(_shape, results.values()))] = special
         ahead = next((p for p in prepared if p.serves(special.built)), None)
         self._run(special, addresses_of([*arrays.values(), *results.values()]), ahead)
@@ -258,9 +222,7 @@ class CompiledKernel(Addressed, ShowsProgram):
             n: np.array(as_array(a, self._input(n), self._where), order="C", copy=True)
             for n, a in inputs.items()
         }
-        sizes = bind_sizes(
-            self.program.inputs, {n: a.shape for n, a in arrays.items()}, self._where
-        )
+        sizes = bind_sizes(self._inputs, {n: a.shape for n, a in arrays.items()}, self._where)
         if set(sizes) != set(self.program.sizes()):
             return Prepared(self, arrays, None, None)
         special = self._special(sizes)
@@ -342,18 +304,32 @@ class CompiledKernel(Addressed, ShowsProgram):
 
     @property
     def _where(self) -> str:
-        return f"kernel {self.program.name}"
+        found = ", ".join(f"{n} {tag}" for n, tag in self.layouts.items())
+        return f"kernel {self.program.name}" + (
+            f" (layouts: {found}; to_layout())" if found else ""
+        )
+
+    @property
+    def layouts(self) -> Mapping[str, str]:
+        """The layouts of the arguments that are not row-major, as text."""
+        return self._last.built.layouts if self._last is not None else {}
+
+    def _compiled(self, program: Program, layouts: Mapping[str, str]) -> CompiledKernel:
+        key = f"{program}{layouts}"
+        if key not in self._copiers:
+            self._copiers[key] = compile(program, None, self.target, self.threads, layouts=layouts)
+        return self._copiers[key]
 
     def _names(self) -> str:
         return ", ".join(t.name for t in self.program.inputs)
 
     def _input(self, name: str) -> Tensor:
-        for tensor in self.program.inputs:
+        for tensor in self._inputs:
             if tensor.name == name:
                 return tensor
         raise DataError(f"there is no input {name!r}", expected=self._names(), where=self._where)
 
-    def _shown(self) -> _Special:
+    def _shown(self) -> Special:
         if self._last is None:
             raise ShapeError(
                 f"program {self.program.name} has open sizes {', '.join(self.program.sizes())}",
@@ -361,7 +337,7 @@ class CompiledKernel(Addressed, ShowsProgram):
             )
         return self._last
 
-    def _special(self, sizes: Mapping[str, int]) -> _Special:
+    def _special(self, sizes: Mapping[str, int]) -> Special:
         """The kernel for these sizes, made at their first use."""
         key = tuple(sorted(sizes.items()))
         with self._lock:
@@ -375,8 +351,10 @@ class CompiledKernel(Addressed, ShowsProgram):
                         hint="compile(program.bind(...))",
                     )
                 program = self.program.bind(**sizes) if sizes else self.program
-                built = build_program(program, self.target, self._request)
-                found = self._specials[key] = _Special.of(program, built)
+                built = build_program(program, self.target, self._request, layout=self._layout)
+                if built.layouts:
+                    self._inputs = tuple(as_laid_out(t, built.layouts) for t in program.inputs)
+                found = self._specials[key] = Special.of(program, built)
             self._last = found
             return found
 
@@ -424,7 +402,7 @@ class CompiledKernel(Addressed, ShowsProgram):
         return {n: given[n] for n in order}, prepared
 
     def _ready(
-        self, special: _Special, arrays: Mapping[str, Array], prepared: Sequence[Prepared]
+        self, special: Special, arrays: Mapping[str, Array], prepared: Sequence[Prepared]
     ) -> dict[str, Array]:
         """The arrays as native code takes them: states checked, awkward inputs copied."""
         ready: dict[str, Array] = {}
@@ -439,11 +417,14 @@ class CompiledKernel(Addressed, ShowsProgram):
                     self._copies[name, why] = self._copies.get((name, why), 0) + 1
         return ready
 
-    def _outputs(self, special: _Special, out: Any) -> dict[str, Array]:
+    def _outputs(self, special: Special, out: Any) -> dict[str, Array]:
         """Result name -> array: new ones, or those of the caller."""
         wanted = special.results
         if out is None:
-            return {name: new_array(shape, dtype) for name, dtype, shape in wanted}
+            made = {name: new_array(shape, dtype) for name, dtype, shape in wanted}
+            for name in special.padded:
+                made[name].fill(0)
+            return made
         several = isinstance(out, (tuple, list))
         arrays = list(cast("Sequence[Any]", out)) if several else [out]
         if len(arrays) != len(wanted):
@@ -458,7 +439,7 @@ class CompiledKernel(Addressed, ShowsProgram):
             for (name, dtype, shape), a in zip(wanted, arrays, strict=True)
         }
 
-    def _run(self, special: _Special, addresses: Sequence[int], ahead: Prepared | None) -> None:
+    def _run(self, special: Special, addresses: Sequence[int], ahead: Prepared | None) -> None:
         """Run on the addresses of checked arrays: the inputs in order, then the results."""
         with self._lock:
             self._calls += 1

@@ -11,6 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from convgen.backends.protocol import Argument
+from convgen.ir.interpret.memory import pack, unpack
+from convgen.ir.layout import parse_layout
+from convgen.ir.nodes import Buffer, Layout
 from convgen.runtime.build import Built
 from convgen.runtime.checks import Check, sizes_text
 from convgen.runtime.threads import Table
@@ -35,23 +39,30 @@ def run_built(
 ) -> dict[str, Array]:
     """Every argument after a run: results start as bytes of `fill`; inputs are copies."""
     workspace = _aligned(built.workspace_bytes)
-    arrays: dict[str, Array] = {}
+    flats: dict[str, tuple[Buffer, Array]] = {}
     addresses: list[int] = []
     for argument in built.arguments:
         if argument.name in built.offsets:
             addresses.append(workspace.ctypes.data + built.offsets[argument.name])
             continue
+        buffer = _memory_of(built, argument)
         if argument.name in given:
-            array = np.array(given[argument.name], order="C", copy=True)
+            flat = pack(buffer, np.asarray(given[argument.name], order="C"))
         else:
             raw = _aligned(argument.bytes, fill)
-            dtype = np.dtype(DTYPES[argument.dtype].numpy_name)
-            count = math.prod(argument.shape)
-            array = raw[: count * dtype.itemsize].view(dtype).reshape(argument.shape)
-        arrays[argument.name] = array
-        addresses.append(array.ctypes.data)
+            flat = raw[: argument.bytes].view(DTYPES[argument.dtype].numpy_name)
+        flats[argument.name] = buffer, flat
+        addresses.append(flat.ctypes.data)
     Table([(built, addresses)]).run(threads)
-    return arrays
+    return {name: unpack(buffer, flat) for name, (buffer, flat) in flats.items()}
+
+
+def _memory_of(built: Built, argument: Argument) -> Buffer:
+    """Where the elements of an argument of the caller lie."""
+    rank = len(argument.shape)
+    tag = built.layouts.get(argument.name)
+    layout = parse_layout(tag, rank, argument.name) if tag else Layout.rowmajor(rank)
+    return Buffer(argument.name, DTYPES[argument.dtype], argument.shape, layout, "input")
 
 
 def _aligned(size: int, fill: int = 0) -> Array:

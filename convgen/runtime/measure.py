@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from convgen.runtime.layouts import as_laid_out
 from convgen.runtime.peak import quick_peak
 from convgen.runtime.report import Report
-from convgen.symbolic.program import Program
+from convgen.symbolic.expr import Tensor
 from convgen.types import f32
 
 if TYPE_CHECKING:
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
 _REPEATS = 5  # calls at least; the quickest counts
 
 
-def random_inputs(program: Program) -> list[Any]:
-    """Arrays for the inputs of a program without open sizes, from a fixed seed; never zeros, whose
+def random_inputs(tensors: Sequence[Tensor]) -> list[Any]:
+    """Arrays for tensors without open sizes, from a fixed seed; never zeros, whose
     products a machine may do faster. Integers are 0, which indexes everything."""
     rng = np.random.default_rng(0)
     found: list[Any] = []
-    for tensor in program.inputs:
+    for tensor in tensors:
         shape = tuple(int(n) for n in tensor.shape)
         values = rng.uniform(0.5, 1.5, shape) if tensor.dtype.is_float else np.zeros(shape)
         found.append(values.astype(tensor.dtype.numpy_name))
@@ -52,7 +53,7 @@ def best_seconds(kernel: CompiledKernel, seconds: float = 0.2) -> float:
     >>> best_seconds(compile(parse("Y[i] = X[i] + 1", X=8)), 0.01) < 1
     True
     """
-    arrays = random_inputs(kernel.program)
+    arrays = random_inputs([as_laid_out(t, kernel.layouts) for t in kernel.program.inputs])
     return quickest(lambda: kernel(*arrays), seconds)
 
 

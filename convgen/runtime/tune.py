@@ -55,7 +55,7 @@ def tune(
     if record is not None:
         trials = tuple((str(text), float(taken)) for text, taken in record.facts["trials"])
         return Tuned(trials[0][0], trials, True)
-    arrays = random_inputs(program)
+    arrays = random_inputs(program.inputs)
 
     def measure(schedule: Schedule) -> float:
         made = kernel.compile(program, str(schedule), machine, workers)

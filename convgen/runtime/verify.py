@@ -31,6 +31,7 @@ from convgen.runtime.checks import (
     check_writes,
     small_of,
 )
+from convgen.runtime.layouts import arranged
 from convgen.runtime.machine import check_machine
 from convgen.symbolic.evaluate import is_rational
 from convgen.symbolic.parse import parse
@@ -88,7 +89,7 @@ def certify(program: Program, built: Built, *, schedule_given: bool = False) -> 
     was the user's. Never raises for a claim that fails: the certificate says so.
     """
     small = small_of(program)
-    kernel = lower(one_pass(program))
+    kernel = arranged(lower(one_pass(program)), built.layouts)
     stages = pipeline.build_stages(kernel, built.schedule or None, built.target)
     signed = small is None or small.signed
     exact = is_rational(program) if small is None else small.exact
@@ -96,7 +97,9 @@ def certify(program: Program, built: Built, *, schedule_given: bool = False) -> 
         check_writes(program),
         check_bounds(program, stages),
         check_gradient(program, small),
-        check_loops(program, small, built.schedule, built.target, schedule_given),
+        check_loops(
+            program, small, built.schedule, built.target, schedule_given, layouts=built.layouts
+        ),
         check_machine(program, built, signed=signed, exact=exact),
     )
     made = Certificate(
@@ -224,7 +227,9 @@ def _built(made_from: Mapping[str, Any]) -> tuple[Program, Built]:
     program = program_of(made_from)
     target = Target(**made_from["target"])
     schedule = made_from["schedule"]
-    built = build_program(program, target, schedule, in_place=made_from["in_place"])
+    built = build_program(
+        program, target, schedule, in_place=made_from["in_place"], layout=made_from["layouts"]
+    )
     return program, built
 
 

@@ -120,6 +120,21 @@ def test_prepared_calls_give_the_same(which, layout):
     assert np.array_equal(subject.out, want)
 
 
+@pytest.mark.parametrize("which", PASSES)
+def test_preferred_arrays_hold_the_same_numbers(which):
+    case = Case("depthwise", 2, 32, 6, 32, 3, 1, 1, 32)
+    plain, subject = (Subject(case, which, layout, f32, 2) for layout in ("nchw", "preferred"))
+    assert subject.kernel.layouts
+    plain.call()
+    subject.call()
+    assert np.allclose(subject.result(), plain.out, atol=1e-5)
+    ahead = subject.prepared()
+    if ahead is not None:
+        subject.out[:] = 0
+        ahead()
+        assert np.allclose(subject.result(), plain.out, atol=1e-5)
+
+
 TINY = Dense("tiny", 3, 32, 48)
 
 

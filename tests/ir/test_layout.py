@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from convgen.affine import Affine, Constraint
-from convgen.errors import InternalError
+from convgen.errors import InternalError, ShapeError
 from convgen.ir.interpret.memory import pack, unpack
 from convgen.ir.layout import (
     flat_offset,
+    layout_tag,
+    parse_layout,
     physical_shape,
     scratch_offsets,
     size_in_bytes,
@@ -196,3 +198,14 @@ def test_tightening_keeps_every_point() -> None:
         for i, j in itertools.product(range(6), range(-2, 5)):
             if all(g.holds({"i": i, "j": j}) for g in guards):
                 assert small["i"][0] <= i < small["i"][1] and small["j"][0] <= j < small["j"][1]
+
+
+def test_layouts_as_text() -> None:
+    for layout in LAYOUTS:
+        bare = Layout(layout.order, layout.blocks)
+        assert parse_layout(layout_tag(bare), 3, "X") == bare
+    assert layout_tag(LAYOUTS[3]) == "aCB4b2c"
+    assert parse_layout("acb4b2c", 3, "X") == LAYOUTS[3]
+    for wrong in ("ab", "abcd", "aab", "abc0b", "abc4", "abc4d", "a b c", ""):
+        with pytest.raises(ShapeError, match="each of the letters abc once"):
+            parse_layout(wrong, 3, "X")

@@ -117,6 +117,13 @@ def _subject(
     if loss is not None or optimizer is not None:
         raise DataError("a training step of a program", expected="a network")
     if isinstance(subject, CompiledKernel):
+        if subject.layouts:
+            raise DataError(
+                f"a bundle of kernel {subject.program.name}, whose arrays have other layouts",
+                expected="row-major arrays: a kernel compiled without layouts=",
+                got=", ".join(f"{n} {tag}" for n, tag in subject.layouts.items()),
+                hint="export(kernel.program, ...)",
+            )
         program = ProgramSubject(subject.program, batch, backward)
         return program, subject.requested_schedule, subject.target
     if isinstance(subject, Program):  # pyright: ignore[reportUnnecessaryIsInstance]
