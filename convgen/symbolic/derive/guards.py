@@ -9,7 +9,7 @@ from sympy import Add, Expr, Mul, Pow
 from convgen.affine import Affine
 from convgen.symbolic.boundary import ZERO
 from convgen.symbolic.derive.terms import Term, span
-from convgen.symbolic.expr import Access, Extent, Size
+from convgen.symbolic.expr import Access, Extent, Size, accesses_of
 from convgen.symbolic.functions import (
     FUNCTIONS,
     abs_,
@@ -28,11 +28,18 @@ def guards(body: Expr) -> list[tuple[Affine, Extent]]:
     """(index, extent) pairs such that the body is zero where an index leaves 0..extent-1.
 
     Only accesses that multiply everything else count, and only where everything else stays finite
-    and readable out of range.
+    and readable out of range: indices that share an axis with one that goes round are left out.
     """
     if not _finite(body):
         return []
-    return list(_zero_factors(body))
+    turning = {name for access in accesses_of(body) for name in _turning(access)}
+    return [(i, e) for i, e in _zero_factors(body) if not i.names() & turning]
+
+
+def _turning(access: Access) -> frozenset[str]:
+    """Axes of dimensions that may be read a limited way out of range only."""
+    kinds = zip(access.index, access.boundary, strict=True)
+    return frozenset[str]().union(*(i.names() for i, k in kinds if k.folds))
 
 
 def _zero_factors(body: Expr) -> Iterator[tuple[Affine, Extent]]:
@@ -58,7 +65,7 @@ _BOUNDED = (step, relu, sign, sigmoid, abs_, select, cast, maximum, minimum)
 def _finite(body: Expr) -> bool:
     """True when the body has a finite value wherever its (finite) inputs are read."""
     if isinstance(body, Access):
-        return not any(b.folds or b.value is not None or b.name == "omit" for b in body.boundary)
+        return not any(b.value is not None or b.name == "omit" for b in body.boundary)
     if body.is_Atom:
         return True
     if isinstance(body, Pow) and not (body.exp.is_integer and body.exp.is_nonnegative):

@@ -15,6 +15,7 @@ from convgen.symbolic.derive.gather import solve
 from convgen.symbolic.derive.outline import Outlined, is_atomic, outline
 from convgen.symbolic.derive.pieces import assemble
 from convgen.symbolic.derive.reduces import Reduces
+from convgen.symbolic.derive.rounds import go_round
 from convgen.symbolic.derive.scalar import (
     affine_in_results,
     by_output,
@@ -262,6 +263,7 @@ class _Reverse:
         if added == 0:
             return
         domain = domain.where(*_omitted(body, added, access))
+        access, added, domain = go_round(access, added, domain)
         folding = self._folding(access, domain)
         tensor = access.tensor
         if folding:
