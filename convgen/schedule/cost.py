@@ -50,6 +50,7 @@ UNROLLED = 160  # statements that the unrolled reduce loops of one tile may have
 MISSED = 15.0  # cycles of a jump that is guessed wrong
 SLIDING = 7  # iterations of a reduce loop that are unrolled to share what they slide along
 FAR = 4.0  # cycles of a store to a page of its own; half of it to a line
+FILLED = 0.75  # share of the third cache that one nest may use
 REUSED = 16  # uses of an element in a call from which its copy is taken to serve many calls
 CODE = 5e-4  # what a statement of the tile adds: equal candidates are told apart by size
 
@@ -245,7 +246,10 @@ def copy_cycles(facts: Facts, operand: Operand, candidate: Candidate, machine: M
     rate = machine.copy
     if operand.strides.get(candidate.vector, 0) not in (0, 1):
         rate = 2 * machine.copy if operand.near >= facts.lanes // 2 else machine.scatter
-    return operand.elements * rate
+    size = operand.elements * operand.bytes
+    # Read; the lines of the copy are fetched, then written.
+    moved = 3 * size / (machine.l3 if 2 * size <= FILLED * facts.l3 else machine.memory)
+    return max(operand.elements * rate, moved)
 
 
 def tile_cycles(
@@ -296,8 +300,8 @@ def tile_cycles(
             masked = any(candidate.vector in loops for loops, _ in operand.overhangs)
             share = _outside(facts, operand, candidate, tile, shared < 1.0)
             work += (3.0 if masked else 1.5 if shared == 1.0 else 1.0) * times * shared * share
-        if shared == 1.0 and ((operand.edged and not packed) or operand.omits):
-            work += 1.0  # tested once for the tile
+        if shared == 1.0 and operand.omits:
+            work += 1.0  # tested for the tile; edges are, outside the reduce loops
     latency = machine.latency * facts.states if facts.states else 0.0
     loads = fetched / machine.load_rate
     return TileCycles(work / machine.fma_rate, loads, latency, streamed, turn)
@@ -448,6 +452,8 @@ def store_cycles(
         far = along is None or abs(along) * facts.bytes >= PAGE
         if along == 1:
             total += height * vectors
+            if candidate.vector and width < facts.outputs[candidate.vector]:
+                total += FAR / 8 * height  # a row written in parts is fetched in parts
         elif rows > 1:  # transposed in registers
             together = rows == along  # whole lines, the vectors interleaved
             rows = min(rows, facts.lanes)
