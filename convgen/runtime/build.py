@@ -102,6 +102,16 @@ def _backend() -> Backend:
     return LlvmBackend()
 
 
+def build_apart(
+    program: Program,
+    target: Target,
+    schedule: str | None = None,
+    layout: layouts.Request = None,
+) -> Built:
+    """Machine code that the cache neither has nor gets: for checks. Raises as `build_program`."""
+    return _compile(program, target, schedule, _facts(program, target, schedule, True, layout))
+
+
 def build_program(
     program: Program,
     target: Target | str = "native",
@@ -121,15 +131,7 @@ def build_program(
     """
     start = time.perf_counter()
     machine = target_of(target)
-    request = None if schedule is None else str(schedule)
-    made_from = {
-        "program": str(program),
-        "origin": origin_facts(program.origin),
-        "schedule": request,
-        "target": asdict(machine),
-        "in_place": in_place,
-        "layouts": layouts.checked(program, layout),
-    }
+    made_from = _facts(program, machine, schedule, in_place, layout)
     key = key_of(made_from, machine)
     record = None if pipeline.watched() else cache.load(key)
     if record is None:
@@ -142,6 +144,24 @@ def build_program(
     built.seconds = time.perf_counter() - start
     _announce(built)
     return built
+
+
+def _facts(
+    program: Program,
+    machine: Target,
+    schedule: Schedule | str | None,
+    in_place: bool,
+    layout: layouts.Request,
+) -> dict[str, Any]:
+    """What a kernel is made from, as plain values."""
+    return {
+        "program": str(program),
+        "origin": origin_facts(program.origin),
+        "schedule": None if schedule is None else str(schedule),
+        "target": asdict(machine),
+        "in_place": in_place,
+        "layouts": layouts.checked(program, layout),
+    }
 
 
 def key_of(made_from: Mapping[str, Any], machine: Target) -> str:

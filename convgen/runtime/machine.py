@@ -5,17 +5,18 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from convgen.backends.protocol import Argument
+from convgen.errors import ScheduleError, ShapeError
 from convgen.ir.interpret.memory import pack, unpack
 from convgen.ir.layout import parse_layout
 from convgen.ir.nodes import Buffer, Layout
-from convgen.runtime.build import Built
+from convgen.runtime.build import Built, build_apart
 from convgen.runtime.checks import Check, sizes_text
 from convgen.runtime.threads import Table
 from convgen.symbolic.evaluate_scalar import Numbers
@@ -86,36 +87,74 @@ def results_of(program: Program, built: Built) -> dict[str, str]:
 
 
 def check_machine(
-    program: Program, built: Built, *, signed: bool, exact: bool, seed: int = 0
+    program: Program,
+    built: Built,
+    *,
+    signed: bool,
+    exact: bool,
+    member: Program | None = None,
+    seed: int = 0,
 ) -> Check:
-    """The machine code's results, sampled, within the bound of exact arithmetic."""
+    """The machine code's results within the bound of exact arithmetic: samples at full size, every
+    element of a small `member` of the program's family."""
     claim = "machine code"
     if not runs_here(built.target):
         return Check(claim, None, f"made for {built.target.name}, which does not run here")
+    numbers: Numbers = "exact" if exact else "mp"
     given = random_arrays(program, signed, seed)
     runs = [run_built(built, given, threads, fill) for threads, fill in ((1, 255), (2, 0))]
     results = results_of(program, built)
     same = all(runs[0][n].tobytes() == runs[1][n].tobytes() for n in results)
-    samples = _Samples(program, given, "exact" if exact else "mp")
-    rows: dict[str, Any] = {}
-    passed = same
-    for argument, name in results.items():
-        array = runs[0][argument]
-        row = samples.compare(array, name)
-        row["bound"] = BOUNDS.get(str(array.dtype), 0.0)
-        rows[argument] = row
-        if row["elements"]:
-            passed = passed and row["error"] <= row["bound"]
+    samples = _Samples(program, given, numbers, _READS)
+    rows = {
+        argument: samples.compare(runs[0][argument], name, _places(program, name))
+        for argument, name in results.items()
+    }
+    at = [sizes_text(program)]
+    facts: dict[str, Any] = {"same_bits": same, "results": rows}
     how = (
-        "run at full size on random numbers; elements at corners and at random places against "
-        f"{'exact rational' if exact else '50-digit'} arithmetic: max |a-b| / max(max |b|, max sum "
-        "|terms|) over them. Twice, with 1 and 2 threads over memory filled with ones and zeros: "
-        "the same bits, so every element is written, whatever the thread count"
+        "run at full size on random numbers; elements at corners, of every piece and at random "
+        f"places against {'exact rational' if exact else '50-digit'} arithmetic: max |a-b| / "
+        "max(max |b|, max sum |terms|) over them. Twice, with 1 and 2 threads over memory filled "
+        "with ones and zeros: the same bits, so every element is written, whatever the thread count"
     )
-    facts = {"same_bits": same, "results": rows}
-    if not any(row["elements"] for row in rows.values()):
+    small = None if member is None else _every_element(member, built, signed, numbers, seed)
+    if member is not None and small is not None:
+        at.append(f"{sizes_text(member)}; every element")
+        facts["small_results"] = small
+        how += ". Machine code of the same formula at a small size likewise, element by element"
+    every = [*rows.values(), *(small or {}).values()]
+    passed = same and all(row["error"] <= row["bound"] for row in every if row["elements"])
+    if not any(row["elements"] for row in every):
         how += ". No element could be computed exactly: each reads too much"
-    return Check(claim, bool(passed), how, (sizes_text(program),), facts)
+    return Check(claim, passed, how, tuple(at), facts)
+
+
+def _every_element(
+    member: Program, built: Built, signed: bool, numbers: Numbers, seed: int
+) -> dict[str, Any] | None:
+    """All results of machine code of a small program, by the kernel's schedule where that is legal
+    there; None when they are too many."""
+    made: Built | None = None
+    for schedule in (built.schedule or None, None):
+        try:
+            made = build_apart(member, built.target, schedule, built.layouts or None)
+            break
+        except (ScheduleError, ShapeError):
+            continue
+    if made is None:
+        return None
+    given = random_arrays(member, signed, seed)
+    arrays = run_built(made, given, 1)
+    samples = _Samples(member, given, numbers, 4 * _READS)
+    rows: dict[str, Any] = {}
+    for argument, name in results_of(member, made).items():
+        shape = arrays[argument].shape
+        places = itertools.product(*map(range, shape))
+        rows[argument] = row = samples.compare(arrays[argument], name, places)
+        if row["elements"] < row["of"]:
+            return None
+    return rows
 
 
 def random_arrays(program: Program, signed: bool, seed: int) -> dict[str, Array]:
@@ -147,19 +186,21 @@ class _Flat:
 class _Samples:
     """Exact elements of a program on given arrays, at places that tell much."""
 
-    def __init__(self, program: Program, given: Mapping[str, Array], numbers: Numbers) -> None:
+    def __init__(
+        self, program: Program, given: Mapping[str, Array], numbers: Numbers, reads: int
+    ) -> None:
         inputs: dict[str, Any] = {n: _Flat(a) for n, a in given.items()}
         count = max(1, len(program.outputs) + len(program.saved) + len(program.updates))
-        self.share = _READS // count
+        self.share = reads // count
         self.values = Elements(program, inputs, numbers, limit=self.share)
         self.sizes = Elements(program, inputs, "float", magnitude=True, limit=self.share)
 
-    def compare(self, array: Array, name: str) -> dict[str, Any]:
-        """{elements compared, of how many, largest error}."""
+    def compare(self, array: Array, name: str, places: Iterable[tuple[int, ...]]) -> dict[str, Any]:
+        """{elements compared, of how many, largest error, its bound}."""
         self.values.left = self.sizes.left = self.share
         far = scale = 0.0
         count = 0
-        for place in _places(array.shape):
+        for place in places:
             try:
                 want = self.values(name, place)
                 size = self.sizes(name, place)
@@ -175,7 +216,8 @@ class _Samples:
             far = max(far, _distance(got, want))
             scale = max(scale, abs(b), float(size) if math.isfinite(float(size)) else 0.0)
         error = far / scale if scale else (math.inf if far else 0.0)
-        return {"elements": count, "of": int(array.size), "error": error}
+        bound = BOUNDS.get(str(array.dtype), 0.0)
+        return {"elements": count, "of": int(array.size), "error": error, "bound": bound}
 
 
 def _distance(got: Any, want: Any) -> float:
@@ -183,8 +225,11 @@ def _distance(got: Any, want: Any) -> float:
     return float(abs((Fraction(got) if isinstance(want, (int, Fraction)) else got) - want))
 
 
-def _places(shape: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """The corners (some of many), then random places, each once."""
+def _places(program: Program, name: str) -> Iterator[tuple[int, ...]]:
+    """Corners (some of many), an element of every piece (of some, where there are many), then
+    random places; each once."""
+    tensor = program.tensors()[name]
+    shape = [fixed(e) for e in tensor.shape]
     if 0 in shape:
         return
     chance = random.Random(0)
@@ -194,8 +239,24 @@ def _places(shape: Sequence[int]) -> Iterator[tuple[int, ...]]:
     seen: dict[tuple[int, ...], None] = {}
     for corner in corners[: _SAMPLES // 2]:
         seen.setdefault((*corner, *rest))
+    inner = list(_piece_places(program, name, chance))
+    for place in chance.sample(inner, min(len(inner), _SAMPLES)):
+        seen.setdefault(place)
+    wanted = max(_SAMPLES, len(seen))
     for _ in range(4 * _SAMPLES):
-        if len(seen) >= _SAMPLES:
+        if len(seen) >= wanted:
             break
         seen.setdefault(tuple(chance.randrange(e) for e in shape))
     yield from seen
+
+
+def _piece_places(program: Program, name: str, chance: random.Random) -> Iterator[tuple[int, ...]]:
+    """A place that each piece of a tensor writes, somewhere in its ranges."""
+    for piece in (p for stage in program.stages for p in stage.pieces):
+        for out in (o for o in piece.outs if o.tensor.name == name):
+            spans = [(r.axis, r.lo, fixed(r.hi)) for r in piece.domain.ranges]
+            if any(high <= low for _, low, high in spans):
+                continue
+            point = {axis: chance.randrange(low, high) for axis, low, high in spans}
+            if all(c.holds(point) for c in piece.domain.constraints):
+                yield tuple(i.evaluate(point) for i in out.index)

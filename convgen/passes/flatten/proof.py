@@ -97,7 +97,7 @@ def _accesses(stmt: Set | Store) -> Iterator[tuple[Affine, str, int]]:
             yield node.offset.value, node.buffer, (node.valid - 1) * node.stride
 
 
-def _bounds(value: Affine, ranges: Ranges) -> tuple[int, int]:
+def affine_bounds(value: Affine, ranges: Ranges) -> tuple[int, int]:
     """(smallest, largest), also by way of v == d*(v // d) + v % d where v and v // d occur."""
     low, high = value.bounds(ranges)
     for atom, coefficient in value.terms:
@@ -115,7 +115,7 @@ def _bounds(value: Affine, ranges: Ranges) -> tuple[int, int]:
 
 
 def _judge(offset: Affine, buffer: Buffer, reach: int, ranges: Ranges, phase: Phase) -> None:
-    low, high = _bounds(offset, ranges)
+    low, high = affine_bounds(offset, ranges)
     low, high = low + min(reach, 0), high + max(reach, 0)
     if low < 0 or high >= size_in_elements(buffer):
         raise InternalError(
