@@ -19,11 +19,11 @@ from convgen.schedule.cost import (
     bandwidth_of,
     chunks_of,
     gather_cost,
-    heights,
     idle_share,
     pack_cycles,
 )
 from convgen.schedule.facts import Facts, Operand, axis_of
+from convgen.schedule.tiles import heights
 
 TURNED = 5.0  # loads that the shuffles of a transposed vector take the time of
 LOWEST = 4  # outputs of a tile that make up for its joining

@@ -8,11 +8,12 @@ model without a row gets the default.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from convgen.schedule.directives.split import best_cover
 from convgen.schedule.facts import Facts, Operand
-from convgen.schedule.reuse import bytes_of_part, rows_brought
+from convgen.schedule.reuse import bytes_of_part, fresh_vectors
+from convgen.schedule.tiles import Tile
 from convgen.target import Target
 
 
@@ -47,7 +48,9 @@ class Machine:
 OVERLAP = 0.08  # share of the hidden work that still shows
 WORTH_SHARING = 50_000  # cycles below which one worker is enough
 UNROLLED = 160  # statements that the unrolled reduce loops of one tile may have
-MISSED = 15.0  # cycles of a jump that is guessed wrong
+TURN = 0.1  # cycles of a turn of a loop, which hides behind the tile
+MISSED = 4.0  # cycles of the end of a short loop, the jump now and then guessed wrong
+CROWDED = 0.75  # loads, as a share of the operations' time, from which sharing them pays
 SLIDING = 7  # iterations of a reduce loop that are unrolled to share what they slide along
 FAR = 4.0  # cycles of a store to a page of its own; half of it to a line
 FILLED = 0.75  # share of the third cache that one nest may use
@@ -87,7 +90,7 @@ class Candidate:
 
     vector: str = ""
     width: int = 1
-    tile: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    tile: Tile = ()
     packs: frozenset[str] = frozenset()
     cycles: float = math.inf
 
@@ -105,9 +108,9 @@ class TileCycles:
 
     @property
     def total(self) -> float:
-        """The parts run side by side; what is hidden is not quite free."""
+        """The parts run side by side; what is hidden is not quite free, bytes least of all."""
         parts = (self.work, self.loads, self.latency, self.streamed)
-        return max(parts) + OVERLAP * sum(parts) + self.turn
+        return max(parts) + OVERLAP * (sum(parts) + self.streamed) + self.turn
 
 
 def chunks_of(extent: int, width: int) -> dict[int, int]:
@@ -223,8 +226,8 @@ def _pack_choices(facts: Facts, candidate: Candidate) -> list[frozenset[str]]:
 
 
 def _is_partial(facts: Facts, operand: Operand, candidate: Candidate) -> bool:
-    """True for an operand of which tiles need equal parts of a line each, the lines being many."""
-    if candidate.vector in operand.strides or operand.elements * operand.bytes < facts.l2:
+    """True for an operand of which tiles need equal parts of a line each."""
+    if candidate.vector in operand.strides:
         return False
     return any(
         operand.strides.get(name) == 1
@@ -268,6 +271,7 @@ def tile_cycles(
     streamed = 0.0
     turn = _turn(facts, work)
     tile = {name: mean_height(facts, name, cover) for name, cover in candidate.tile}
+    crowded = is_crowded(facts, {**tile, candidate.vector: vectors}, machine)
     for operand in facts.operands:
         if not operand.body:
             continue
@@ -280,21 +284,21 @@ def tile_cycles(
         shared = 1.0
         if candidate.vector not in operand.strides:
             streamed += _lines(facts, operand, tile, packed, machine)
-            crowd = max((_crowd(reach[n], tile[n], operand.bytes) for n in along), default=0.0)
-            if crowd > L1_WAYS - 1:  # lines of one set push one another out of the first cache
-                streamed += LINE * times * min(1.0, crowd / L1_WAYS) / machine.l2
+        crowd = max((_crowd(reach[n], tile[n], operand.bytes) for n in along), default=0.0)
+        if crowd > L1_WAYS - 1:  # lines of one set push one another out of the first cache
+            streamed += LINE * times * min(1.0, crowd / L1_WAYS) / machine.l2
         stride = operand.strides.get(candidate.vector, 0)
         if candidate.vector in operand.strides:
             times *= vectors
-            shared, kept = _shared(facts, operand, tile, vectors)
+            shared, kept = _shared(facts, operand, tile, vectors) if crowded else (1.0, 0.0)
             turn = 0.0 if shared < 1.0 else max(turn, kept)
             if candidate.vector in operand.shifted:
                 times *= 1.0 + facts.lanes * operand.bytes / 128  # most cross a line
             step = operand.steps[candidate.vector] or None if packed else stride
             fetched += times * shared * gather_cost(facts, step, machine)
             rate = _bandwidth(facts, operand, candidate, machine)
-            rows = rows_brought(facts, operand, tile, vectors)
-            streamed += rows * vectors * facts.lanes * operand.bytes * shared / rate
+            fresh = fresh_vectors(facts, operand, candidate.vector, candidate.width, tile)
+            streamed += vectors * facts.lanes * operand.bytes * fresh / rate
         fetched += times * shared
         if operand.edged and not packed:
             masked = any(candidate.vector in loops for loops, _ in operand.overhangs)
@@ -307,6 +311,18 @@ def tile_cycles(
     return TileCycles(work / machine.fma_rate, loads, latency, streamed, turn)
 
 
+def is_crowded(facts: Facts, tile: Mapping[str, float], machine: Machine) -> bool:
+    """True where a tile of so many points (vectors, along the vector loop) has so many loads that
+    they hardly hide behind its operations."""
+    loads = sum(
+        math.prod(size for name, size in tile.items() if name in operand.strides)
+        for operand in facts.operands
+        if operand.body
+    )
+    work = math.prod(tile.values()) * facts.operations
+    return loads / machine.load_rate > CROWDED * work / machine.fma_rate
+
+
 def _turn(facts: Facts, statements: float) -> float:
     """What an iteration adds as a turn of a loop: short loops that stay loops are left by a jump
     that is guessed wrong."""
@@ -314,7 +330,7 @@ def _turn(facts: Facts, statements: float) -> float:
     for name in facts.order:
         extent = facts.reduces[name]
         if extent > 1 and (extent > 16 or statements * done * extent > UNROLLED):
-            return (0.5 + MISSED / extent) / done
+            return (TURN + MISSED / extent) / done
         done *= extent
     return 0.0
 
@@ -354,7 +370,7 @@ def _shared(
     if copies <= UNROLLED and live <= facts.registers + 2:
         return share, 0.0
     short = facts.order[0]
-    return 1.0, 0.5 + MISSED / facts.reduces[short] if short in slid else 0.0
+    return 1.0, TURN + MISSED / facts.reduces[short] if short in slid else 0.0
 
 
 def _outside(
@@ -384,7 +400,7 @@ def _outside(
 def _distance(stride: int | None, size: int) -> float:
     """What elements some way apart add to the cost of reading them: lines, pages of their own."""
     reach = PAGE if stride is None else abs(stride) * size
-    return 0.0 if reach <= size else 0.02 if reach < LINE else 0.05 if reach < PAGE else 0.08
+    return 0.0 if reach <= size else 0.02 if reach < LINE else 0.05 if reach < PAGE else 0.12
 
 
 def _crowd(stride: int | None, count: float, size: int) -> float:
@@ -429,10 +445,18 @@ def _lines(
         return 0.0
     far = LINE if step is None else min(LINE, abs(step) * operand.bytes)
     near = math.prod(tile[n] for n in tile if operand.strides.get(n) == 1)
-    rows = math.prod(tile[n] for n in tile if operand.strides.get(n) not in (None, 0, 1))
+    rows = math.prod(
+        min(tile[n], 1 + (tile[n] - 1) * abs(stride) * operand.bytes / LINE)
+        for n, stride in ((n, operand.strides.get(n)) for n in tile)
+        if stride not in (None, 0, 1)
+    )
     used = near * operand.bytes
-    fetched = rows * (used if packed and near > 1 else max(used, far))
+    whole = packed and near > 1
+    fetched = rows * (used if whole else max(used, far))
     times = math.prod(e for n, e in facts.reduces.items() if n in operand.strides)
+    if not (whole or operand.windows) and step is not None and abs(step) * operand.bytes >= LINE:
+        # Lines so far apart share the sets of a cache.
+        times *= math.gcd(PAGE, abs(step) * operand.bytes) / LINE
     return fetched / bandwidth_of(facts, fetched * times, machine)
 
 
@@ -480,16 +504,3 @@ def _run(candidate: Candidate, strides: dict[str, int | None]) -> int:
         if stride == run:
             run *= size
     return run
-
-
-def heights(extent: int, largest: int, parts: int = 2) -> list[tuple[int, ...]]:
-    """Covers of an extent by tiles of at most `largest`, then of parts of it, the largest first.
-
-    >>> heights(19, 14)
-    [(10, 9), (7, 6)]
-    """
-    found: dict[tuple[int, ...], None] = {}
-    for limit in (largest, largest // 2, largest // 3, largest // 4)[:parts]:
-        if limit >= 1:
-            found[best_cover(extent, limit)] = None
-    return list(found)

@@ -30,7 +30,7 @@ from convgen.schedule.cost import (
     SLIDING,
     UNROLLED,
     Candidate,
-    heights,
+    is_crowded,
     machine_of,
     score,
     weight,
@@ -56,6 +56,7 @@ from convgen.schedule.fusion import Fusion, finish_consumer
 from convgen.schedule.locality import best_order
 from convgen.schedule.schedule import Schedule
 from convgen.schedule.streams import stream
+from convgen.schedule.tiles import tiles
 from convgen.target import Target
 
 # Vectors along the vector loop that a tile may take.
@@ -111,32 +112,13 @@ def candidates(facts: Facts) -> Iterator[Candidate]:
             width = min(extent, vectors * facts.lanes)
             if facts.reduces and vectors > 1 and vectors * (facts.states + 1) > facts.registers:
                 break
-            yield from _with_tiles(facts, vector, width)
+            for tile in tiles(facts, vector, -(-width // facts.lanes)):
+                yield Candidate(vector, width, tile)
             if width == extent:
                 break
     combiners = [r.combiner for r in facts.nest.reduces]
     if len(combiners) == 1 and combiners[0].associative and combiners[0].commutative:
         yield from across(facts)
-
-
-def _with_tiles(facts: Facts, vector: str, width: int) -> Iterator[Candidate]:
-    yield Candidate(vector, width)
-    if not facts.reduces:
-        return
-    vectors = -(-width // facts.lanes)
-    room = (facts.registers - vectors) // (vectors * max(1, facts.states))
-    if room < 2:
-        return
-    others = {n: e for n, e in facts.outputs.items() if n != vector and e > 1}
-    slid = {n for o in facts.operands if vector in o.strides for w in o.windows for n in w}
-    for name, extent in others.items():
-        for sizes in heights(extent, room, 4 if name in slid else 2):
-            yield Candidate(vector, width, ((name, sizes),))
-        if 2 * extent <= room:
-            for second, length in others.items():
-                if second != name:
-                    for sizes in heights(length, room // extent):
-                        yield Candidate(vector, width, ((second, sizes), (name, (extent,))))
 
 
 @dataclass
@@ -391,10 +373,20 @@ class _Recipe:
                     continue
                 if self.slide(loop, copies, facts):
                     break
-                fits = [s for s in (4, 3, 2) if loop.extent % s == 0 and copies * s <= UNROLLED]
-                if fits and fits[0] < loop.extent and room >= self.ahead(facts):
-                    self.add(unroll(loop.name, fits[0]))
+                steps = self.steps(loop, copies, facts.registers - size * facts.states, facts)
+                if steps > 1:
+                    self.add(unroll(loop.name, steps))
                 break
+
+    def steps(self, loop: Loop, copies: float, room: int, facts: Facts) -> int:
+        """How many iterations a turn of a loop runs: as many as divide it, stay short and have
+        registers for what they share."""
+        for steps in (4, 3, 2):
+            whole = loop.extent % steps == 0 and steps < loop.extent
+            shared = self.shared(replace(loop, extent=steps), facts)
+            if whole and copies * steps <= UNROLLED and room - shared >= self.ahead(facts):
+                return steps
+        return 1
 
     def ahead(self, facts: Facts) -> int:
         """Registers that unrolled iterations need beside the states and two that are left free:
@@ -424,6 +416,8 @@ class _Recipe:
             else loop_extent(nest, o)
             for o in tile_loops(nest)
         )
+        if not self.is_crowded(facts):
+            return False
         fits = [
             n
             for n in range(min(SLIDING, loop.extent - 1), 2, -1)
@@ -441,6 +435,12 @@ class _Recipe:
             self.add(cover(loop.name, *best_cover(loop.extent, fits[0])))
         self.add(unroll(f"{loop.name}_in"))
         return True
+
+    def is_crowded(self, facts: Facts) -> bool:
+        sizes = {o.name: float(loop_extent(self.nest, o)) for o in tile_loops(self.nest)}
+        vectors = [o.name for o in tile_loops(self.nest) if o.kind is LoopKind.VECTOR]
+        sizes |= {name: -(-sizes[name] // facts.lanes) for name in vectors}
+        return is_crowded(facts, sizes, machine_of(self.target))
 
     def shared(self, loop: Loop, facts: Facts) -> int:
         """Vectors kept live when a loop is unrolled: operands that its iterations share."""
@@ -460,7 +460,7 @@ class _Recipe:
                 for name in both:
                     extent = loop_extent(nest, tile[name])
                     vector = tile[name].kind is LoopKind.VECTOR
-                    count += -(-extent // facts.lanes) if vector else extent
+                    count += -(-extent // facts.lanes) - 1 if vector else extent
                 total += count
         return total
 

@@ -8,22 +8,35 @@ from collections.abc import Mapping
 from convgen.schedule.facts import Facts, Operand
 
 
-def rows_brought(facts: Facts, operand: Operand, tile: Mapping[str, float], vectors: int) -> float:
-    """Rows of vectors that each reduce iteration brings of the operand: those of the tile, without
-    what earlier iterations left in the first cache where a window slides through it."""
-    rows = 1.0
-    along = tile.keys() & operand.strides.keys()
-    row = math.prod(tile[n] for n in along) * vectors * facts.lanes * operand.bytes
-    for name in along:
-        slid = {n for window in operand.windows if name in window for n in window}
-        between = 1  # iterations until the window comes by again
-        for loop in facts.order:
-            if loop in slid:
-                break
-            between *= facts.reduces[loop] if loop in operand.strides else 1
-        if not slid & facts.reduces.keys() or between * row > facts.l1 / 2:
-            rows *= tile[name]
-    return rows
+def fresh_vectors(
+    facts: Facts, operand: Operand, vector: str, width: int, tile: Mapping[str, float]
+) -> float:
+    """How many vectors of the operand each reduce iteration brings, for each that lies along the
+    vector loop: those of the tile, without what earlier iterations or the tile before have left in
+    the first cache, where windows slide through it."""
+    extents = {n: float(e) for n, e in facts.reduces.items()} | dict(tile)
+    slid = {n for window in operand.windows for n in window}
+    total = math.prod(tile[n] for n in tile if n in operand.strides and n not in slid)
+    advanced = total
+    for loop in facts.order:
+        window = next((w for w in operand.windows if loop in w), None)
+        if loop not in operand.strides:
+            continue
+        if window is None or sum(n in facts.reduces for n in window) > 1:
+            total, advanced = total * extents[loop], advanced * extents[loop]
+            continue
+        steps = {n: step for n, step in window.items() if n in extents}
+        unit = width * window[vector] if vector in window else math.gcd(*steps.values())
+        span = 1 + sum(step * (extents[n] - 1) for n, step in steps.items()) / unit
+        size = math.prod(extents[n] for n in steps)
+        points = math.prod(extents[n] for n in steps if n != loop)
+        between = total * points * width * operand.bytes
+        brought = min(size, span) if between <= facts.l1 / 2 else size
+        ahead = math.prod(extents.get(n, 1) * window[n] for n in window if n in facts.outputs)
+        total *= brought
+        advanced *= min(brought, max(1.0, 1.0 if vector in window else ahead / unit))
+    near = total * width * operand.bytes <= facts.l1 / 2
+    return (advanced if near else total) / max(1, math.prod(facts.reduces.values()))
 
 
 def bytes_of_part(facts: Facts, operand: Operand, part: Mapping[str, int]) -> float:

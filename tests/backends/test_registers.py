@@ -78,7 +78,7 @@ DENSE = [
 def test_no_spills_and_few_loads(case: str, which: str, where: str) -> None:
     hot = hot_loop(assembly_of(case, which, where))
     most = 0.67 if where == "x86-64-v4" else 1.0  # (M + N) / (M*N) of the tiles, slack for pointers
-    assert hot.fma >= 12, hot
+    assert hot.fma > 8, hot  # as many as are under way: two a cycle, four cycles each
     assert hot.spills == 0, hot
     assert hot.loads <= most * hot.fma, hot
 

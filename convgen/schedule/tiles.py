@@ -1,0 +1,69 @@
+"""Which register tiles are worth scoring: the loops beside the vector loop that a tile takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import combinations
+from typing import TypeAlias
+
+from convgen.schedule.directives.split import best_cover
+from convgen.schedule.facts import Facts
+
+# Loops of a register tile with the sizes that cover them.
+Tile: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
+
+EXACT = 0.8  # share of the room from which tiles of one size are worth a look
+WHOLE = 2  # short loops that a tile takes as a whole beside parts of another
+
+
+def tiles(facts: Facts, vector: str, vectors: int) -> Iterator[Tile]:
+    """Tiles for a vector loop that takes so many vectors: none; parts of one output loop; short
+    ones as a whole with parts of another."""
+    yield ()
+    room = (facts.registers - vectors) // (vectors * max(1, facts.states))
+    if not facts.reduces or room < 2:
+        return
+    others = {n: e for n, e in facts.outputs.items() if n != vector and e > 1}
+    slid = {n for o in facts.operands if vector in o.strides for w in o.windows for n in w}
+    for name, extent in others.items():
+        for sizes in heights(extent, room, 4 if name in slid else 2):
+            yield ((name, sizes),)
+    short = [name for name, extent in others.items() if 2 * extent <= room]
+    for count in range(1, WHOLE + 1):
+        for names in combinations(short, count):
+            whole = tuple((name, (others[name],)) for name in names)
+            for second, length in others.items():
+                left = room_beside(facts, vector, vectors, whole, second)
+                if left < count or second in names:
+                    continue
+                for sizes in heights(length, left, count):
+                    yield ((second, sizes), *whole)
+
+
+def room_beside(facts: Facts, vector: str, vectors: int, whole: Tile, name: str) -> int:
+    """How many points of a loop fit the registers beside loops that the tile takes as a whole: the
+    vectors that the points along it share are kept too."""
+    size = math.prod(max(sizes) for _, sizes in whole)
+    kept = vectors
+    for operand in facts.operands:
+        if operand.body and vector in operand.strides and name not in operand.strides:
+            along = math.prod(max(sizes) for n, sizes in whole if n in operand.strides)
+            kept = max(kept, vectors * along)
+    return (facts.registers - kept) // (vectors * size * max(1, facts.states))
+
+
+def heights(extent: int, largest: int, parts: int = 2) -> list[tuple[int, ...]]:
+    """Covers of an extent by tiles of at most `largest`, then of parts of it, the largest first.
+
+    >>> heights(19, 14)
+    [(10, 9), (7, 6)]
+    """
+    found: dict[tuple[int, ...], None] = {}
+    for limit in (largest, largest // 2, largest // 3, largest // 4)[:parts]:
+        if limit >= 1:
+            found[best_cover(extent, limit)] = None
+            exact = max(d for d in range(1, limit + 1) if extent % d == 0)
+            if exact >= EXACT * limit:
+                found[exact,] = None
+    return list(found)
