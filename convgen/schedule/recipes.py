@@ -54,6 +54,7 @@ from convgen.schedule.directives.split import best_cover
 from convgen.schedule.facts import Facts, facts_of, windows_of
 from convgen.schedule.fusion import Fusion, finish_consumer
 from convgen.schedule.locality import best_order
+from convgen.schedule.nesting import nested
 from convgen.schedule.schedule import Schedule
 from convgen.schedule.streams import stream
 from convgen.schedule.tiles import tiles
@@ -228,7 +229,7 @@ class _Recipe:
     def cut_tile(self, chosen: Candidate, facts: Facts) -> list[str]:
         """The loops of the tile beside the vector loop, cut from their axes."""
         tile: list[str] = []
-        for name, sizes in chosen.tile:
+        for name, sizes in nested(facts, chosen):
             whole = max(sizes) == facts.outputs[name]
             if not whole:
                 self.add(split(name, sizes[0]) if len(sizes) == 1 else cover(name, *sizes))
