@@ -1,6 +1,7 @@
 """The plan of the house, checked on every file's syntax tree: floors, rooms, vocabulary."""
 
 import ast
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -271,3 +272,34 @@ def test_every_file_of_the_house_is_read():
         "symbolic",
         "ir",
     }
+
+
+def missing_names(source: str) -> list[str]:
+    """What a file imports from convgen and is not there; modules of packages that are not installed
+    are left out. (pytest skips a file whose imports fail: doctests of optional parts need that.)"""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.ImportFrom) or (node.module or "").split(".")[0] != "convgen":
+            continue
+        for alias in node.names:
+            try:
+                module = importlib.import_module(node.module)
+                if not hasattr(module, alias.name):
+                    importlib.import_module(f"{node.module}.{alias.name}")
+            except ModuleNotFoundError as error:
+                if (error.name or "").split(".")[0] not in OPTIONAL:
+                    found.append(f"{node.lineno}: {node.module}.{alias.name}")
+    return found
+
+
+@pytest.mark.parametrize("file", sorted(Path(__file__).parent.rglob("*.py")), ids=lambda f: f.name)
+def test_tests_import_what_is_there(file):
+    assert missing_names(file.read_text(encoding="utf-8")) == []
+
+
+def test_imports_of_nothing_are_seen():
+    assert missing_names("from convgen.errors import UserError, Nothing") == [
+        "1: convgen.errors.Nothing"
+    ]
+    assert missing_names("import os\ndef f():\n    from convgen.nowhere import x")
+    assert not missing_names("from convgen import errors\nfrom convgen.ir import nodes")

@@ -15,7 +15,7 @@ from convgen.schedule.cost import MACHINES, machine_of
 from convgen.schedule.directives.mark import registers_needed
 from convgen.schedule.facts import facts_of
 from convgen.schedule.recipes import candidates, choose, default_schedule
-from convgen.schedule.reuse import bytes_of_part, rows_brought
+from convgen.schedule.reuse import bytes_of_part, fresh_vectors
 from convgen.target import target
 from convgen.types import f32
 
@@ -157,14 +157,15 @@ def test_rows_that_come_from_far_are_not_read_for_every_product() -> None:
     (nest,) = wide.nests()
     facts = facts_of(nest, wide, machine)
     images = next(o for o in facts.operands if o.load.buffer == "X")
-    assert rows_brought(facts, images, {"x": 28.0}, 1) == 28.0
-    assert rows_brought(facts, images, {"k": 28.0}, 1) == 1.0
+    assert fresh_vectors(facts, images, "n", 16, {"x": 28.0}) == 28.0
+    assert fresh_vectors(facts, images, "n", 16, {"k": 28.0}) == 1.0
     assert choose(nest, wide, machine).vector == "k"
     thin = strided_images(1, 1, 1, 28)
     (nest,) = thin.nests()
     facts = facts_of(nest, thin, machine)
     images = next(o for o in facts.operands if o.load.buffer == "X")
-    assert rows_brought(facts, images, {"y": 7.0}, 2) == 1.0
+    rows = 2 * 7  # that seven steps of two rows bring, over three by three taps
+    assert fresh_vectors(facts, images, "x", 16, {"y": 7.0}) == pytest.approx(rows / 9)
     assert bytes_of_part(facts, images, {"y": 4}) == pytest.approx(4 * 57 * 57 * 5 / 28)
     assert bytes_of_part(facts, images, {"y": 28}) == 4 * 57 * 57
 
