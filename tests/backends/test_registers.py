@@ -3,15 +3,23 @@ load no more than the tile needs."""
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 
-from convgen.backends import llvm
-from convgen.bench.cases import CASES
+from convgen.backends import assembly, llvm
+from convgen.bench.cases import CASES, PASSES
+from convgen.ir.nodes import Kernel, LoopKind, Nest
+from convgen.ir.regions import loop_extent
+from convgen.ir.visit import loads
 from convgen.passes import pipeline
-from convgen.target import target
+from convgen.schedule.access import in_loops, tile_loops, vector_dtype
+from convgen.schedule.directives.base import all_nests, is_packing
+from convgen.target import Target, target
+from convgen.types import DType, f32, f64
 
 VECTOR = re.compile(r"%[yz]mm\d+")
 
@@ -56,13 +64,75 @@ def counted(body: list[str]) -> Hot:
     return Hot(sum(line.startswith("vf") for line in vectors), len(loads), len(stores) + len(stack))
 
 
-def assembly_of(case: str, which: str, where: str) -> str:
+@dataclass(frozen=True)
+class Sum:
+    """A nest that sums in a tile: its hot loop; how many vectors of states the tile has, and vectors
+    and elements of operands that each of its reduce iterations needs."""
+
+    nest: str
+    hot: Hot
+    states: int
+    operands: int
+
+    @property
+    def most(self) -> float:
+        """Loads for each multiply-add, (M + N) / (M * N) for a tile of M elements by N vectors."""
+        return self.operands / self.states
+
+
+def sums_of(case: str, which: str, dtype: DType, where: str) -> Iterator[Sum]:
+    """Every nest of a kernel whose hot loop holds multiply-adds of its tile."""
     machine = target(where)
-    flat = pipeline.build(CASES[case].program(which, "nhwc"), None, machine)
-    return llvm.LlvmBackend().assembly(llvm.compile_kernel(flat, machine).ir, machine)
+    stages = pipeline.build_stages(CASES[case].program(which, "nhwc", dtype), None, machine)
+    artifact = llvm.compile_kernel(stages.flat, machine)
+    texts = assembly.functions(artifact.asm)
+    symbols = {e.phase: e.symbol for e in artifact.entries}
+    for nest in all_nests(stages.scheduled):
+        reduced = any(o.kind is LoopKind.VECTOR and o.reduce is not None for o in nest.loops)
+        if is_packing(nest, stages.scheduled) or not nest.reduces or reduced:
+            continue
+        hot = hot_loop(texts[symbols[nest.name]])
+        states, operands = tile_of(nest, stages.scheduled, machine)
+        if hot.fma:
+            yield Sum(nest.name, hot, states, operands)
 
 
-DENSE = [
+def tile_of(nest: Nest, kernel: Kernel, machine: Target) -> tuple[int, int]:
+    """(vectors of the tile's states, vectors or elements of all operands along it), counted on the
+    loops of the schedule."""
+    lanes = machine.lanes(vector_dtype(nest, kernel))
+    sizes = {
+        o.name: -(-loop_extent(nest, o) // lanes)
+        if o.kind is LoopKind.VECTOR
+        else loop_extent(nest, o)
+        for o in tile_loops(nest)
+    }
+    operands = 0
+    for load in {o for reduce in nest.reduces for o in loads(reduce.body)}:
+        names = {n for index in load.index for n in in_loops(nest, index).names()}
+        operands += math.prod(size for name, size in sizes.items() if name in names)
+    return math.prod(sizes.values()), operands
+
+
+def wrong_with(case: str, which: str, dtype: DType, where: str) -> list[Sum]:
+    """The sums of a kernel that keep vectors on the stack, or load more than their tile needs."""
+    return [
+        one
+        for one in sums_of(case, which, dtype, where)
+        if one.hot.spills or one.hot.loads > one.most * one.hot.fma
+    ]
+
+
+# What falls short, and why.
+MASKED = "on AVX2 the masks of borders take vector registers, and depthwise tests them in the tile"
+SHORT = {
+    ("dw3", "forward", "x86-64-v3"): MASKED,
+    ("dw3", "input", "x86-64-v3"): MASKED,
+    ("dw3", "weights", "x86-64-v3"): MASKED,
+    ("dw3s2", "forward", "x86-64-v3"): MASKED,
+}
+LEVELS = [("x86-64-v4", f32), ("x86-64-v4", f64), ("x86-64-v3", f32), ("x86-64-v3", f64)]
+COVERING = [
     ("vgg3_2", "forward"),
     ("go3", "forward"),
     ("go3", "input"),
@@ -70,17 +140,43 @@ DENSE = [
     ("res2_1x1", "forward"),
     ("res3_s2", "input"),
     ("b16_res3", "weights"),
+    ("grp", "forward"),
+    ("lenet2", "input"),
+    ("dil2", "forward"),
 ]
 
 
-@pytest.mark.parametrize("where", ["x86-64-v4", "x86-64-v3"])
-@pytest.mark.parametrize(("case", "which"), DENSE)
-def test_no_spills_and_few_loads(case: str, which: str, where: str) -> None:
-    hot = hot_loop(assembly_of(case, which, where))
-    most = 0.67 if where == "x86-64-v4" else 1.0  # (M + N) / (M*N) of the tiles, slack for pointers
-    assert hot.fma > 8, hot  # as many as are under way: two a cycle, four cycles each
-    assert hot.spills == 0, hot
-    assert hot.loads <= most * hot.fma, hot
+@pytest.mark.parametrize(("where", "dtype"), LEVELS)
+@pytest.mark.parametrize(("case", "which"), COVERING)
+def test_no_spills_and_few_loads(case: str, which: str, where: str, dtype: DType) -> None:
+    found = list(sums_of(case, which, dtype, where))
+    assert found
+    for one in found:
+        assert one.hot.fma >= min(12, one.states), one
+        assert one.hot.spills == 0, one
+        assert one.hot.loads <= one.most * one.hot.fma, one
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("where", "dtype"), LEVELS)
+@pytest.mark.parametrize("which", PASSES)
+@pytest.mark.parametrize("case", CASES)
+def test_every_case_keeps_its_registers(case: str, which: str, where: str, dtype: DType) -> None:
+    found = wrong_with(case, which, dtype, where)
+    if (case, which, where) in SHORT:
+        assert found, "no longer short: take it off the list"
+    else:
+        assert not found, found
+
+
+def test_the_report_reads_the_same_loops() -> None:
+    """Two readers of assembly, the report's and this one, agree."""
+    machine = target("x86-64-v4")
+    flat = pipeline.build(CASES["go3"].program("input", "nhwc"), None, machine)
+    text = llvm.compile_kernel(flat, machine).asm
+    found, mine = assembly.hot_loop(text), hot_loop(text)
+    assert found is not None
+    assert (len(found.fused), found.loads, found.spills) == (mine.fma, mine.loads, mine.spills)
 
 
 def test_a_tile_too_large_is_seen() -> None:
