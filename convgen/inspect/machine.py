@@ -54,7 +54,7 @@ def loop_nest(loops: str, phase: str | None = None) -> Drawing:
                 12 + 12 * depth, y, width - 24 - 16 * depth, LINE * (last - number + 1) - 3,
                 color or "wash", color or "faint", opacity=0.16 if color else 1, radius=4,
             )  # fmt: skip
-        drawing.words(20 + 12 * depth, y + 14, text.replace("  # ", "   "), 11, mono=True)
+        drawing.words(20 + 12 * depth, y + 12.5, text.replace("  # ", "   "), 11, mono=True)
     y = 44 + LINE * len(lines)
     x = 12.0
     for word, color in KINDS.items():

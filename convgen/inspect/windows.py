@@ -104,18 +104,19 @@ def reads_and_reaches(program: Program, tensor: str | None = None) -> Drawing | 
     center = _central(inside, pairs)
     reached = {o: taps for c, o, taps in pairs if c == center}
     name, out = window.access.tensor.name, window.piece.outs[0].tensor.name
-    width = 60 + CELL * (high[1] - low[1] + 1 + outer[1])
+    right = 40 + CELL * (high[1] - low[1] + 1)
+    last = f"{out}: reached from there"
+    width = max(20 + right + CELL * outer[1], right + 12 + 8 * len(last))  # titles wider than grids
     rows = max(high[0] - low[0] + 1, outer[0])
     panel = 50 + CELL * rows
     drawing = Drawing(
         max(width, 430), 2 * panel, f"what {out} reads of {name}, and what it reaches"
     )
-    right = 40 + CELL * (high[1] - low[1] + 1)
     draw = _Panels(drawing, low, high, inside, outer, right)
     draw.grid(0, f"{name}: read by {out}{_place(middle, window)}", read, "c0", input=True)
     draw.grid(0, f"{out}", {middle: ""}, "c1", input=False)
     draw.grid(panel, f"{name}{_place(center, window)}", {center: ""}, "c1", input=True)
-    draw.grid(panel, f"{out}: reached from there", reached, "c0", input=False)
+    draw.grid(panel, last, reached, "c0", input=False)
     return drawing
 
 

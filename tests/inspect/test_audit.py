@@ -177,6 +177,54 @@ def test_derivatives_of_tanh():
     assert audit(lambda x, dy: dy, tanh).fault == "derivative missing"
 
 
+SOFTMAX = cg.nn.Softmax(1).program((4, 6))
+
+
+def soft(x):
+    return np.exp(x) / np.exp(x).sum(1, keepdims=True)
+
+
+def test_the_jacobian_of_softmax_is_no_diagonal():
+    assert audit(
+        lambda x, dy: soft(x) * (dy - (dy * soft(x)).sum(1, keepdims=True)), SOFTMAX
+    ).passed
+    found = audit(lambda x, dy: dy * soft(x) * (1 - soft(x)), SOFTMAX)
+    assert found.fault == "diagonal only" and "Jacobian" in found.message, str(found)
+
+
+def test_a_factor_left_out():
+    scaled = cg.parse("Y[n, k] = g[k] * X[n, k] / s[k]", X=(6, 5), g=5, s=5)
+    found = audit(lambda g, x, s, dy: dy * g, scaled, "X")
+    assert found.fault == "factor missing" and "1 / s[k]" in found.message, str(found)
+    found = audit(lambda g, x, s, dy: (dy * x).sum(0), scaled, "g")
+    assert found.fault == "factor missing" and "1 / s[k]" in found.message, str(found)
+    norm = lambda x, gamma, beta, dy: dy.sum((0, 2, 3))  # noqa: E731
+    found = audit(norm, NORM, "gamma")
+    assert found.fault == "factor missing" and "X[n, c, h, w] - mean[c]" in found.message
+
+
+TRANSPOSED = cg.nn.ConvTranspose2d(3, 4, 3, stride=2, padding=1).program((2, 3, 6, 7))
+
+
+def gathered(x, w, b, dy, stride=2, pad=1):
+    """The gradient to a transposed convolution's input: an ordinary convolution of dY."""
+    dx = np.zeros_like(x)
+    for y, v, r, s in np.ndindex(*x.shape[2:], *w.shape[2:]):
+        h, q = stride * y + r - pad, stride * v + s - pad
+        if 0 <= h < dy.shape[2] and 0 <= q < dy.shape[3]:
+            dx[:, :, y, v] += dy[:, :, h, q] @ w[:, :, r, s].T
+    return dx
+
+
+def test_mistakes_in_a_layer_of_residue_classes():
+    assert audit(gathered, TRANSPOSED, "X").passed
+    found = audit(lambda *a: gathered(*a, stride=1), TRANSPOSED, "X")
+    assert found.fault == "stride missing", str(found)
+    assert "dY[n, c, y + r - 1, x + s - 1] instead of dY[n, c, 2*y + r - 1" in found.message
+    found = audit(lambda *a: gathered(*a, pad=0), TRANSPOSED, "X")
+    assert found.fault == "padding missing", str(found)
+
+
 NORM = cg.nn.BatchNorm2d(16, track_running_stats=False).program((8, 16, 14, 14), training=True)
 
 

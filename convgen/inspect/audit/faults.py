@@ -14,7 +14,7 @@ from convgen.inspect.audit.cases import TOLERANCE, Case, Values, agree, values_o
 from convgen.symbolic.derive import grad
 from convgen.symbolic.evaluate import Array
 from convgen.symbolic.expr import fixed
-from convgen.symbolic.mistakes import mistakes_of
+from convgen.symbolic.mistakes import gradient_mistakes, mistakes_of
 from convgen.symbolic.pointwise import Elements
 from convgen.symbolic.program import Program
 
@@ -39,6 +39,7 @@ class Suspect:
     sign: int = 1
     cotangents: Mapping[str, Array] | None = None
     known: Callable[[], Values] | None = None
+    gradient: Program | None = None
 
     def fits(self, case: Case, got: Values) -> bool:
         """Whether it explains what the function gave; a few elements are looked at first."""
@@ -46,7 +47,9 @@ class Suspect:
             return agree(got, self.known())
         weights = case.cotangents if self.cotangents is None else self.cotangents
         try:
-            gradient = case.gradient if self.program is None else grad(self.program, [case.wrt])
+            gradient = self.gradient or case.gradient
+            if self.program is not None:
+                gradient = grad(self.program, [case.wrt])
             return self._glimpse(gradient, case, weights, got) and agree(
                 got, self.sign * values_of(gradient, case, weights)
             )
@@ -117,6 +120,28 @@ def suspects(case: Case) -> Iterator[Suspect]:
     for m in mistakes:
         text = f"the sign is wrong, and {m.text}"
         yield Suspect(key(m.name), Fault(m.name, text), m.program, -1)
+    for m in gradient_mistakes(case.gradient):
+        yield Suspect(key("gradient: " + m.name), Fault(m.name, m.text), gradient=m.program)
+    if _squares(case):
+        text = "only the diagonal of the Jacobian: each element counts for its own output alone"
+        yield known("diagonal only", text, lambda: _diagonal(case))
+
+
+def _squares(case: Case) -> bool:
+    """True where outputs and inputs are paired, few, and an output depends on several inputs."""
+    shapes = {a.shape for a in case.cotangents.values()}
+    return shapes == {case.expected.shape} and len(case.cotangents) == 1 and case.expected.size < 65
+
+
+def _diagonal(case: Case) -> Values:
+    """Each element's gradient through the output of the same index."""
+    ((name, whole),) = case.cotangents.items()
+    found = np.zeros(case.expected.size)
+    for place in range(case.expected.size):
+        data = [v if i == place else 0 for i, v in enumerate(whole.data)]
+        alone = values_of(case.gradient, case, {name: Array(whole.shape, data)})
+        found[place] = alone.reshape(-1)[place]
+    return found.reshape(case.expected.shape)
 
 
 # ---------------------------------------------------------------------------------------------

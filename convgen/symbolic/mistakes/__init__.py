@@ -5,12 +5,20 @@ forward program (a stride forgotten, a filter turned round, a statistic taken as
 derivative is what the mistake computes. Comparing with them names what went wrong.
 """
 
+from convgen.symbolic.mistakes.gradients import gradient_mistakes
 from convgen.symbolic.mistakes.indices import index_mistakes
 from convgen.symbolic.mistakes.mistake import Mistake
 from convgen.symbolic.mistakes.values import has_kinks, value_mistakes
 from convgen.symbolic.program import Program
 
-__all__ = ["Mistake", "has_kinks", "index_mistakes", "mistakes_of", "value_mistakes"]
+__all__ = [
+    "Mistake",
+    "gradient_mistakes",
+    "has_kinks",
+    "index_mistakes",
+    "mistakes_of",
+    "value_mistakes",
+]
 
 
 def mistakes_of(program: Program) -> list[Mistake]:

@@ -69,7 +69,7 @@ def definition_lines(program: Program, piece: Definition) -> list[Line]:
     if conditions:
         last = lines[-1]
         tail = separated(conditions, ";")
-        if width(last.right) + width(tail) > FULL:
+        if width(left) + width(last.right) + width(tail) > FULL:
             lines.append(Line(None, "", row([Sign("quad"), tail])))
         else:
             lines[-1] = Line(last.left, last.relation, row([last.right, Sign("quad"), tail]))
@@ -272,14 +272,11 @@ class NotationWriter:
 
     def conditions(self, domain: Domain) -> list[Box]:
         """Ranges, axes that run alike together, then constraints."""
-        groups: list[list[Range]] = []
+        groups: dict[tuple[int, object], list[Range]] = {}
         for r in domain.ranges:
-            if groups and (groups[-1][0].lo, groups[-1][0].hi) == (r.lo, r.hi):
-                groups[-1].append(r)
-            else:
-                groups.append([r])
+            groups.setdefault((r.lo, r.hi), []).append(r)
         found: list[Box] = []
-        for group in groups:
+        for group in groups.values():
             names = separated([name_box(r.axis) for r in group], ",")
             hi = group[0].hi
             bound = name_box(hi.name) if isinstance(hi, Size) else Number(str(hi))
