@@ -76,9 +76,14 @@ def resolve(
 ) -> Subject:
     """The subject a text names. Raises UserErrors that list what a subject may be."""
     shape = parse_shape(input) if input else None
+    formula = re.search(r"\]\s*=[^=]", text) or text.lstrip().startswith("program ")
+    if shapes and not formula:
+        raise ShapeError(f"--shape for {text}", expected="--input: --shape is for formulas")
     if text.startswith("zoo:"):
         return _from_zoo(text[4:], shape, zoo or {})
-    if re.search(r"\]\s*=[^=]", text) or text.lstrip().startswith("program "):
+    if formula:
+        if input:
+            raise ShapeError("--input for a formula", expected="--shape NAME=EXTENT,EXTENT,...")
         return Subject("formula", program=parse(text, **parse_shapes(shapes)))
     file, colon, name = text.rpartition(":")
     if colon and file.endswith(".py"):
@@ -140,6 +145,8 @@ def _from_python(path: Path, name: str, shape: Shape | None) -> Subject:
         raise DataError(f"{path} has no {name!r}", expected="one of " + (", ".join(found) or "-"))
     value = values[name]
     if isinstance(value, Program):
+        if shape is not None:
+            raise ShapeError(f"--input for the formula {name}", expected="no shape: it has its own")
         return Subject(name, program=value, ran=path)
     if isinstance(value, (Layer, Module)):
         return _with_shape(Subject(name, module=value, shape=shape, ran=path))

@@ -1,7 +1,11 @@
 
-/* One step of training on {{ upper }}_BATCH samples, by {{ optimizer }} on {{ loss }}.
+/* One step of training on {{ upper }}_BATCH samples, no other batch, by
+     {{ optimizer }}
+   on
+     {{ loss }}
    `packed` holds these weights, packed; afterwards both hold the new ones. `optimizer_state` is
-   {{ upper }}_OPTIMIZER_BYTES long and zero at the beginning; hyper: {{ hyper }}. */
+   {{ upper }}_OPTIMIZER_BYTES long and zero at the beginning. hyper: {{ hyper }}. Random layers draw
+   from `seed`, another one for each step. */
 #define {{ upper }}_OPTIMIZER_BYTES {{ optimizer_bytes }}
 int {{ name }}_step(const void *context, int64_t batch, {{ type_x }}x, const {{ type_labels }} *labels,
     {{ type_step_weights }}weights, void *packed, void *optimizer_state, {{ type_state }}state,

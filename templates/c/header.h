@@ -6,8 +6,10 @@
 {{ arrays }}
 
    Everything lives in memory of the caller: nothing is allocated, there are no global variables,
-   and calls on different contexts or with different buffers may run at the same time. Buffers
-   named packed, saved and workspace begin at a multiple of {{ upper }}_ALIGNMENT bytes.
+   and calls with one context and different buffers may run at the same time. Buffers named packed,
+   saved and workspace begin at a multiple of {{ upper }}_ALIGNMENT bytes; what is in them before
+   does not matter, and a workspace means nothing after a call. Arrays of one call do not overlap.
+   Where a group of arrays above is empty (such as state), its argument is NULL.
 
    The batch is an argument. It is cut into parts of {{ upper }}_BATCH samples and then single
    samples; gradients to weights are summed over the parts in order, so they do not depend on the
@@ -45,7 +47,8 @@ enum {
 
 /* A host's parallel range: run must call body for all of 0..extent-1, in pieces of at least `grain`
    (the last may be smaller), each with the number of a worker below `workers`; no two pieces at the
-   same time with the same number. It returns when all have returned. NULL: run in the caller. */
+   same time with the same number. It returns when all have returned. NULL instead of the structure:
+   everything runs in the caller. The bits are the same for every number of workers. */
 typedef struct {{ name }}_parallel {
   void *host;
   int workers;
@@ -53,7 +56,9 @@ typedef struct {{ name }}_parallel {
               void (*body)(void *c, int worker, int64_t begin, int64_t end), void *c);
 } {{ name }}_parallel;
 
-/* Memory with its size, for the functions that check. */
+/* Memory with its size, for the functions that end in _checked: they look at every pointer, size,
+   alignment, the batch and `parallel`, and return the first error instead of touching anything.
+   Several arrays are an array of spans; where the plain function takes NULL, so do they. */
 typedef struct {{ name }}_span {
   void *data;
   int64_t bytes;
@@ -62,8 +67,9 @@ typedef struct {{ name }}_span {
 int {{ name }}_abi_version(void);
 const char *{{ name }}_error_text(int code);
 
-/* Open a context in {{ upper }}_CONTEXT_BYTES bytes: picks the best instruction set of this
-   processor. {{ name }}_open_level takes number `level` of: {{ targets }}. */
+/* Open a context in {{ upper }}_CONTEXT_BYTES bytes aligned to 8: picks the best instruction set of
+   this processor. It holds no pointers, is only read afterwards and needs no closing.
+   {{ name }}_open_level takes number `level` of: {{ targets }}. */
 int64_t {{ name }}_context_bytes(void);
 int {{ name }}_open(void *context);
 int {{ name }}_open_level(void *context, int level);
@@ -83,7 +89,8 @@ int {{ name }}_pack_checked(const {{ name }}_span *context, const {{ name }}_spa
 void {{ name }}_weight_pointers(const void *block, const void **weights);
 {{ embedded }}
 /* y from x. With saved == NULL as in inference; else as in training, keeping what backward reads
-   (and moving running statistics in `state`). Random layers draw from `seed`. */
+   (and moving running statistics in `state`). Random layers draw from `seed`: the same seed, the
+   same numbers. */
 int {{ name }}_forward(const void *context, int64_t batch, {{ type_x }}x, const void *packed,
     {{ type_state }}state, uint64_t seed, {{ type_y }}y, void *saved, void *workspace,
     const {{ name }}_parallel *parallel);

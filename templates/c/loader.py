@@ -19,6 +19,7 @@ import numpy as np
 
 NAME = "{{ name }}"
 ABI = {{ abi }}
+FORMAT = {{ format }}
 _MACHINES = {"x86_64": "x86-64", "amd64": "x86-64", "aarch64": "aarch64", "arm64": "aarch64"}
 
 
@@ -67,6 +68,17 @@ def _read_json(path):
         raise BundleError(f"{path.name} cannot be read: {problem}") from None
 
 
+def _check_manifest(facts):
+    """The manifest of this bundle, in the form that this file reads."""
+    found = facts if isinstance(facts, dict) else {}
+    for key, wanted in (("name", NAME), ("abi", ABI), ("format", FORMAT)):
+        if found.get(key) != wanted:
+            raise BundleError(
+                f"MANIFEST.json is not of this bundle: expected {key} {wanted!r}, "
+                f"got {found.get(key)!r}; take all files from one export"
+            )
+
+
 class Bundle:
     """The kernels of {{ name }}.
 
@@ -78,8 +90,7 @@ class Bundle:
     def __init__(self, weights=None, threads=1, folder=None, level=None):
         folder = Path(folder) if folder is not None else Path(__file__).resolve().parent
         self.manifest = _read_json(folder / "MANIFEST.json")
-        if self.manifest.get("name") != NAME or self.manifest.get("abi") != ABI:
-            raise BundleError(f"MANIFEST.json is not of {NAME} with interface {ABI}")
+        _check_manifest(self.manifest)
         here = _MACHINES.get(platform.machine().lower(), platform.machine())
         names = [t["name"] for t in self.manifest["targets"]]
         if not any(n.startswith(here) for n in names):

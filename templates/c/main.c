@@ -15,7 +15,7 @@
 static void *memory(int64_t bytes, void **raw) {
   char *start;
   if (bytes < 0) {
-    fprintf(stderr, "{{ name }}: this batch is not served\n");
+    fprintf(stderr, "{{ name }}: this batch, or this number of threads, is not served\n");
     exit(1);
   }
   start = (char *)calloc(1, (size_t)bytes + {{ upper }}_ALIGNMENT);
@@ -51,7 +51,7 @@ static void show(const char *name, const void *data, int64_t bytes) {
   for (i = 0; i < bytes; i++) sum = (sum ^ at[i]) * UINT64_C(1099511628211);
   printf("%s %016" PRIx64 "\n", name, sum);
 }
-
+{{ first }}
 int main(int argc, char **argv) {
   int64_t batch = argc > 1 ? (int64_t)atol(argv[1]) : {{ upper }}_BATCH;
   int workers = argc > 2 ? atoi(argv[2]) : 1;

@@ -78,7 +78,13 @@ number:
 }
 
 define void @{{ name }}_pool_stop(ptr %pool) {
+entry:
+  %none = icmp eq ptr %pool, null
+  br i1 %none, label %out, label %stop
+stop:
   call void @convgen_pool_stop(ptr %pool)
+  br label %out
+out:
   ret void
 }
 

@@ -111,6 +111,99 @@ def test_checked_doors_refuse_what_would_crash(bundle):
         assert forward(bundle, parallel=ctypes.byref(module._Parallel(None, workers, run))) == 7
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A bundle with several weights, states, random numbers and a training step."""
+    folder = tmp_path_factory.mktemp("trained")
+    net = cg.nn.Sequential(
+        cg.nn.Linear(6, 5), cg.nn.BatchNorm1d(5), cg.nn.Dropout(0.5), cg.nn.Linear(5, 3)
+    )
+    step = {"loss": cg.nn.CrossEntropyLoss(), "optimizer": cg.optim.SGD(0.1, momentum=0.9)}
+    export(cg.compile(net, input=(4, 6)), folder, name="trained", **step)
+    return load(folder, "trained").Bundle()
+
+
+def door_arguments(bundle, door):
+    """(names and arguments of a checked door, in order): lists of arrays are spans."""
+    facts = bundle.manifest["arrays"]
+    arrays = {group: bundle._own(group, 4) for group in facts if group != "optimizer"}
+    saved = sys.modules[type(bundle).__module__]._memory(
+        bundle._call("saved_bytes", bundle._context.ctypes.data, 4)
+    )
+    common = {"context": [bundle._context], "batch": 4}
+    packed, work = {"packed": [bundle._packed]}, {"work": [bundle._work(4)], "parallel": None}
+    x, y = {"x": arrays["x"]}, {"y": arrays["y"]}
+    state, seed = {"state": bundle.states}, {"seed": 1}
+    match door:
+        case "pack":
+            return {"context": [bundle._context], "weights": bundle._weights, **packed}
+        case "forward":
+            return {**common, **x, **packed, **state, **seed, **y, "saved": [saved], **work}
+        case "backward":
+            wanted = {"dx": arrays["dx"], "grads": arrays["grads"]}
+            given = {"dy": arrays["dy"], **packed, "saved": [saved]}
+            return {**common, **x, **given, **wanted, **work}
+    given = {"labels": arrays["labels"], "weights": bundle._weights, **packed}
+    given |= {"optimizer": bundle._optimizer, **state, "hyper": [np.ones(1, np.float32)], **seed}
+    return {**common, **x, **given, **work, "loss": [np.zeros((), np.float32)]}
+
+
+@pytest.mark.parametrize("door", ["pack", "forward", "backward", "step"])
+def test_every_checked_door_looks_at_every_span(trained, door):
+    """A group's any span, wrong in any way, gives the code of that way; nothing is run."""
+    module = sys.modules[type(trained).__module__]
+    arguments = door_arguments(trained, door)
+
+    def call(name=None, number=0, change=None):
+        ready = []
+        for key, value in arguments.items():
+            if isinstance(value, list):
+                spans = [(a.ctypes.data, a.nbytes) for a in value]
+                if key == name:
+                    if change is None:
+                        ready.append(None)
+                        continue
+                    spans[number] = change(*spans[number])
+                ready.append((module._Span * len(spans))(*spans))
+            else:
+                ready.append(change if key == name else value)
+        return trained._call(f"{door}_checked", *ready)
+
+    assert call() == 0
+    groups = {k: v for k, v in arguments.items() if isinstance(v, list)}
+    for name, arrays in groups.items():
+        if (door, name) not in {("forward", "saved"), ("backward", "dx")}:
+            assert call(name) == 4, name
+        for number in range(len(arrays)):
+            assert call(name, number, lambda a, b: (None, b)) == 4, (name, number)
+            assert call(name, number, lambda a, b: (a, b // 2 - 1)) == 5, (name, number)
+            assert call(name, number, lambda a, b: (a, -1)) == 5, (name, number)
+            assert call(name, number, lambda a, b: (a + 1, b + 64)) == 6, (name, number)
+    if door != "pack":
+        for batch in (-1, 1 << 40, 5):
+            assert call("batch", 0, batch) == 3
+        for workers, run in ((0, 1), (-1, 1), (2, None)):
+            bad = ctypes.byref(module._Parallel(None, workers, run))
+            assert call("parallel", 0, bad) == 7
+    assert call() == 0
+
+
+def test_pool_doors(trained):
+    module = sys.modules[type(trained).__module__]
+    memory, place = module._memory(trained._call("pool_bytes")), module._Parallel()
+    start = memory.ctypes.data
+    assert trained._call("pool_start", None, 2, ctypes.byref(place)) == 4
+    assert trained._call("pool_start", start, 2, None) == 4
+    assert trained._call("pool_start", start + 1, 2, ctypes.byref(place)) == 6
+    for workers in (0, -1, 1025):
+        assert trained._call("pool_start", start, workers, ctypes.byref(place)) == 7
+    assert trained._call("pool_start", start, 3, ctypes.byref(place)) == 0
+    assert place.workers == 3
+    trained._call("pool_stop", start)
+    trained._call("pool_stop", start)
+    trained._call("pool_stop", None)
+
+
 def test_closed_contexts_and_sizes(bundle):
     closed = np.zeros(64, np.uint8).ctypes.data
     assert bundle._call("packed_bytes", None) == -1
@@ -177,7 +270,20 @@ def test_damaged_bundles_are_refused(dense, tmp_path):
     assert "this machine" in copy("machine", other_machine)
     assert "missing" in copy("gone", lambda f: (f / "libdense.so").unlink())
     assert "cannot be read" in copy("manifest", lambda f: (f / "MANIFEST.json").write_text("{"))
-    assert "interface" in copy("other", lambda f: (f / "MANIFEST.json").write_text("{}"))
+    assert "expected name 'dense', got None" in copy(
+        "other", lambda f: (f / "MANIFEST.json").write_text("{}")
+    )
+    assert "got None" in copy("list", lambda f: (f / "MANIFEST.json").write_text("[1]"))
+
+    def newer(key):
+        def change(folder):
+            facts = json.loads((folder / "MANIFEST.json").read_text())
+            (folder / "MANIFEST.json").write_text(json.dumps(facts | {key: facts[key] + 1}))
+
+        return change
+
+    assert "expected format 1, got 2" in copy("format", newer("format"))
+    assert "expected abi 1, got 2" in copy("abi", newer("abi"))
 
 
 def test_same_input_same_bytes(dense, tmp_path):

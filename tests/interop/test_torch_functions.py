@@ -5,7 +5,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import convgen as cg  # noqa: E402
-from convgen.interop.torch import operator, recipe  # noqa: E402
+from convgen.errors import DerivationError  # noqa: E402
+from convgen.interop.torch import function, operator, recipe  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -235,3 +236,12 @@ def test_other_devices_and_layouts_are_refused_with_a_text():
     assert f(*(t.to("meta") for t in (x, w, b))).shape == (2, 4, 3, 3)
     with pytest.raises(cg.ShapeError, match="takes a program"):
         cg.torch.function(cg.nn.ReLU())
+
+
+def test_tangents_are_refused_not_dropped():
+    f = function(cg.parse("Y[n,k] = sum(c: X[n,c]*W[k,c])", X=(2, 3), W=(4, 3)))
+    x, w = torch.randn(2, 3), torch.randn(4, 3)
+    with pytest.raises(DerivationError, match="forward-mode"):
+        torch.func.jvp(lambda a: f(a, w), (x,), (x,))
+    with torch.autograd.forward_ad.dual_level():
+        assert torch.equal(f(x, w), f(x, w))

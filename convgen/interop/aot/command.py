@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,10 +34,21 @@ def build(
     optimizer: str | None = None,
 ) -> Exported:
     """Export a subject of the command line; a saved network keeps its weights."""
+    step = {
+        "loss": parse_call(loss, _kinds(losses, Loss)) if loss else None,
+        "optimizer": parse_call(optimizer, _kinds(update, Optimizer)) if optimizer else None,
+    }
     target = list(targets) or None
+    name = name or default_name(text)
     if found.program is not None:
         return export(
-            found.program, output, name=name, backward=backward, weights=weights, target=target
+            found.program,
+            output,
+            name=name,
+            backward=backward,
+            weights=weights,
+            target=target,
+            **step,
         )
     saved = Path(text)
     if saved.is_file() and saved.suffix != ".py":
@@ -51,17 +63,36 @@ def build(
         backward=backward,
         weights=weights,
         target=target,
-        loss=parse_call(loss, _kinds(losses, Loss)) if loss else None,
-        optimizer=parse_call(optimizer, _kinds(update, Optimizer)) if optimizer else None,
+        **step,
     )
 
 
+def default_name(text: str) -> str | None:
+    """The name of a bundle from that of its subject; None for a formula, which has its own.
+
+    >>> default_name("zoo:lenet5,classes=7"), default_name("Conv2d(3, 8, 3)")
+    ('lenet5', 'conv2d')
+    >>> default_name("nets/mine.py:net"), default_name("nets/best-2.convgen")
+    ('net', 'best_2')
+    """
+    if "]" in text and "=" in text or text.lstrip().startswith("program "):
+        return None
+    whole = text.removeprefix("zoo:").split(",")[0] if text.startswith("zoo:") else text
+    if "(" in whole:
+        whole = whole.split("(")[0].strip().lower()
+    elif ".py:" in whole:
+        whole = whole.rpartition(":")[2]
+    else:
+        whole = Path(whole).stem
+    return re.sub(r"\W", "_", whole, flags=re.ASCII)
+
+
 def _kinds(room: Any, base: type) -> dict[str, type]:
-    """Classes of a room by name."""
+    """The public classes of a room by name."""
     return {
         n: k
         for n, k in vars(room).items()
-        if inspect.isclass(k) and issubclass(k, base) and k is not base
+        if inspect.isclass(k) and issubclass(k, base) and k is not base and not n.startswith("_")
     }
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import keyword
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +111,12 @@ def _subject(
     if isinstance(subject, Network):
         if batch is not None:
             raise DataError("batch= of a network", expected="input=(batch, ...) in compile")
+        if (loss is None) != (optimizer is None):
+            raise DataError(
+                "half of a training step",
+                expected="a loss and an optimizer, or neither",
+                got=f"{repr(loss) if optimizer is None else repr_of(optimizer)} alone",
+            )
         setup = subject.setup if loss is None and optimizer is None and backward else None
         if setup is not None:
             loss, optimizer = setup.loss, setup.optimizer
@@ -145,6 +152,12 @@ def _default_name(subject: Program | CompiledKernel | Network) -> str:
 def _check_name(name: str) -> None:
     if not re.fullmatch(r"[A-Za-z]\w{0,63}", name, re.ASCII) or keyword.iskeyword(name):
         raise DataError(f"name {name!r}", expected="a C identifier of at most 64 letters")
+    if name in sys.stdlib_module_names or name == "numpy":
+        raise DataError(
+            f"name {name!r}",
+            expected=f"a name that is no module of Python: {name}.py would stand in its place",
+            hint=f"name='{name}_kernel'",
+        )
 
 
 def _weight_block(subject: Any, kind: str) -> bytes | None:

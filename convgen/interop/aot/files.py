@@ -15,6 +15,7 @@ from convgen.runtime.verify import stored_certificate
 from convgen.types import DType
 from convgen.version import __version__
 
+FORMAT = 1  # of MANIFEST.json; a change that readers must know of makes it grow
 C_TYPES = {
     "f32": "float",
     "f64": "double",
@@ -58,7 +59,7 @@ def manifest(
     there when it was made before (`kernel.certificate()`)."""
     subject, ports = bundle.subject, bundle.subject.ports
     facts: dict[str, Any] = {
-        "format": 1,
+        "format": FORMAT,
         "name": bundle.name,
         "abi": ABI,
         "convgen": __version__,
@@ -166,7 +167,8 @@ def _array_lines(bundle: Bundle) -> str:
 def _values(bundle: Bundle, weights: str, described: Mapping[str, str]) -> dict[str, object]:
     subject, ports, name = bundle.subject, bundle.subject.ports, bundle.name
     upper = name.upper()
-    formula = "\n".join("   " + line for line in subject.formula.replace("*/", "* /").splitlines())
+    lines = subject.formula.replace("*/", "* /").splitlines()
+    formula = "\n".join(f"   {line}".rstrip() for line in lines)
     seen = {(True, True): "Any batch is served.",
             (True, False): "Inference serves any batch, training the nominal one alone.",
             (False, False): "Samples are mixed, so the nominal batch alone is served."}  # fmt: skip
@@ -179,6 +181,7 @@ def _values(bundle: Bundle, weights: str, described: Mapping[str, str]) -> dict[
         "upper": upper,
         "version": __version__,
         "abi": ABI,
+        "format": FORMAT,
         "formula": formula.rstrip(),
         "arrays": _array_lines(bundle),
         "batches": seen.get((subject.any_infer, subject.any_train), "Training serves any batch."),
@@ -282,11 +285,13 @@ def _example(bundle: Bundle, weights: str) -> dict[str, object]:
             f"  fill_ones_{p.dtype.name}(state{i}, {p.bytes // p.dtype.bytes});"
             for i, p in enumerate(ports.states)
         ]
+    shown = [(i, p) for i, p in enumerate(ports.y) if p.bytes]
     forward = [
         f"  check({name}_pack(context, {given}, packed));",
         f"  check({name}_forward(context, batch, {x}, packed, {state}, 1, {y}, NULL,",
         "      workspace, threads));",
         *example.show("y", ports.y),
+        *(f'  first_{p.dtype.name}("{p.name}", y{i}, {_elements(p)});' for i, p in shown),
     ]
     backward: list[str] = []
     if bundle.backward:
@@ -306,15 +311,18 @@ def _example(bundle: Bundle, weights: str) -> dict[str, object]:
             *example.show("dx", ports.dx),
             *example.show("grad", ports.grads),
         ]
-    shown = "any batch" if bundle.subject.any_infer else f"batches of {bundle.subject.batch}"
+    served = "any batch" if bundle.subject.any_infer else f"batches of {bundle.subject.batch}"
     return {
+        "first": "".join(
+            _first(dtype) for dtype in {p.dtype.name: p.dtype for _, p in shown}.values()
+        ),
         "fillers": "\n".join(_fillers(example.dtypes, ports.states)),
         "buffers": example.buffers,
         "declarations": "\n".join(example.declarations),
         "setup": "\n".join(example.setup),
         "forward": "\n".join(forward),
         "backward": "\n".join(backward),
-        "shown": shown,
+        "shown": served,
     }
 
 
@@ -343,6 +351,24 @@ def _example_weights(example: _Example, weights: str) -> str:
     example.buffers += 1
     kind = C_TYPES[ports[0].dtype.name]
     return "weights" if len(ports) > 1 else f"(const {kind} *)weights[0]"
+
+
+def _elements(port: Port) -> str:
+    """The number of elements as a C expression."""
+    count = (port.sample_bytes if port.sampled else port.bytes) // port.dtype.bytes
+    return f"batch * {count}" if port.sampled else str(count)
+
+
+def _first(dtype: DType) -> str:
+    """The C function that prints the first elements of an array."""
+    kind = C_TYPES[dtype.name]
+    return (
+        f"\nstatic void first_{dtype.name}"
+        f"(const char *name, const {kind} *data, int64_t count) {{\n"
+        '  int64_t i;\n  printf("%s begins with", name);\n'
+        '  for (i = 0; i < count && i < 10; i++) printf(" %g", (double)data[i]);\n'
+        '  printf("\\n");\n}\n'
+    )
 
 
 def _fillers(dtypes: Mapping[str, DType], states: Sequence[Port]) -> list[str]:

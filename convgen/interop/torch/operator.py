@@ -23,8 +23,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from convgen.errors import UserError
+from convgen.errors import DerivationError, UserError
 from convgen.interop.torch.recipe import (
     Family,
     GradientFamily,
@@ -98,8 +99,19 @@ class Operator:
                     save |= 1 << i
         if save:
             return self.op(*tensors, save)[: self._count]
+        if forward_ad._current_level >= 0 and not torch.compiler.is_compiling():
+            self._refuse_tangents(tensors)
         found = self.infer_op(*tensors)
         return (found,) if self._count == 1 else tuple(found)
+
+    def _refuse_tangents(self, tensors: Sequence[Tensor]) -> None:
+        """An operator without a forward-mode rule would drop tangents without a word."""
+        if any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+            raise DerivationError(
+                f"{self.family.title} has no forward-mode derivative",
+                expected="reverse mode: torch.autograd.grad, or .backward()",
+                got="an input with a tangent",
+            )
 
     def __deepcopy__(self, memo: Any) -> Operator:
         """Copies of a module share its operators, which keep no values."""
