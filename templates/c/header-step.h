@@ -5,8 +5,10 @@
      {{ loss }}
    `packed` holds these weights, packed; afterwards both hold the new ones. `optimizer_state` is
    {{ upper }}_OPTIMIZER_BYTES long and zero at the beginning. hyper: {{ hyper }}. Random layers draw
-   from `seed`, another one for each step. */
+   from `seed`, another one for each step; {{ name }}_step_seed gives what convgen's own training with
+   `seed` takes in step number `step`, counted from 0. */
 #define {{ upper }}_OPTIMIZER_BYTES {{ optimizer_bytes }}
+uint64_t {{ name }}_step_seed(uint64_t seed, uint64_t step);
 int {{ name }}_step(const void *context, int64_t batch, {{ type_x }}x, const {{ type_labels }} *labels,
     {{ type_step_weights }}weights, void *packed, void *optimizer_state, {{ type_state }}state,
     const {{ element }} *hyper, uint64_t seed, void *workspace,

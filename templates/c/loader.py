@@ -145,6 +145,7 @@ class Bundle:
                 ctypes.c_int,
                 [pointer, number, *[pointer] * 7, ctypes.c_uint64, *[pointer] * 3],
             )
+            kinds["step_seed"] = (ctypes.c_uint64, [ctypes.c_uint64] * 2)
         self._functions = {}
         for name, (result, arguments) in kinds.items():
             function = getattr(self._library, f"{NAME}_{name}")
@@ -327,7 +328,10 @@ class Bundle:
         return inputs, grads
 
     def step(self, *x, labels, hyper, seed=0):
-        """One step of training; changes `weights` in place and returns the loss."""
+        """One step of training; changes `weights` in place and returns the loss.
+
+        seed   of random layers, another one for each step: see `step_seed`
+        """
         if not self.manifest["step"]:
             raise BundleError(f"{NAME} was made without a training step")
         if self._weights is None:
@@ -357,6 +361,12 @@ class Bundle:
             )
         )
         return float(loss)
+
+    def step_seed(self, seed, step):
+        """The seed that convgen's own training with `seed` takes in step number `step` (from 0)."""
+        if not self.manifest["step"]:
+            raise BundleError(f"{NAME} was made without a training step")
+        return self._call("step_seed", seed, step)
 
     @property
     def weights(self):

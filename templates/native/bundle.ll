@@ -297,19 +297,33 @@ define internal i32 @check_batch(i64 %batch, i64 %any) {
   ret i32 %code
 }
 
-; Write the seeds of all random layers: seed, seed + g, seed + 2 g, ...
+; One round of splitmix64 (Steele, Lea and Flood 2014) over a state and a value.
+define internal i64 @mix(i64 %state, i64 %value) {
+  %both = xor i64 %state, %value
+  %a = add i64 %both, -7046029254386353131
+  %b = lshr i64 %a, 30
+  %c = xor i64 %a, %b
+  %d = mul i64 %c, -4658895280553007687
+  %e = lshr i64 %d, 27
+  %f = xor i64 %d, %e
+  %g = mul i64 %f, -7723592293110705685
+  %h = lshr i64 %g, 31
+  %i = xor i64 %g, %h
+  ret i64 %i
+}
+
+; Write the seeds of all random layers: number n takes mix(seed, n), as training in Python does.
 define internal void @seed(ptr %work, i64 %seed) {
 entry:
   br label %next
 next:
   %i = phi i64 [ 0, %entry ], [ %more, %put ]
-  %value = phi i64 [ %seed, %entry ], [ %following, %put ]
   %last = icmp uge i64 %i, {{ seeds }}
   br i1 %last, label %out, label %put
 put:
+  %value = call i64 @mix(i64 %seed, i64 %i)
   %to = getelementptr i64, ptr %work, i64 %i
   store i64 %value, ptr %to, align 8
-  %following = add i64 %value, -7046029254386353131
   %more = add i64 %i, 1
   br label %next
 out:

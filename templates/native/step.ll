@@ -1,4 +1,11 @@
 
+; The seed that training in Python takes for a step.
+define i64 @{{ name }}_step_seed(i64 %seed, i64 %step) {
+  %first = call i64 @mix(i64 0, i64 %seed)
+  %both = call i64 @mix(i64 %first, i64 %step)
+  ret i64 %both
+}
+
 define i32 @{{ name }}_step(ptr %context, i64 %batch, ptr %x, ptr %labels, ptr %weights, ptr %packed, ptr %optimizer, ptr %state, ptr %hyper, i64 %seed, ptr %work, ptr %parallel, ptr %loss) {
 entry:
   %bases = alloca [{{ slots }} x ptr], align 8

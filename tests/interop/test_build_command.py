@@ -87,13 +87,29 @@ def _check_calls_at_the_same_time(bundle, x):
         (["Linear(6, 3)", "--input", "4,6", "--target", "vax"], "vax"),
         (["Linear(6, 3)", "--input", "4,6", "--name", "a b"], "C identifier"),
         (["Linear(6, 3)", "--input", "4,6", "--optimizer", "exec('1')"], "unknown 'exec'"),
-        (["Linear(6, 3)", "--input", "4,6", "--optimizer", "SGD(0.1)"], "a loss"),
+        (["Linear(6, 3)", "--input", "4,6", "--optimizer", "SGD(0.1)"], "a loss and an optimizer"),
+        (["Linear(6, 3)", "--input", "4,6", "--loss", "MSELoss"], "MSELoss() alone"),
+        (["Linear(6, 3)", "--input", "4,6", "--loss", "MSE"], "one of CrossEntropyLoss, NLLLoss"),
+        (["Linear(6, 3)", "--input", "4,6", "--shape", "X=4,6"], "--shape is for formulas"),
+        (["Linear(6, 3)", "--input", "4,6", "--name", "json"], "no module of Python"),
+        (["Y[i] = 2*X[i]", "--shape", "X=4", "--input", "4"], "--shape NAME="),
+        (
+            ["Y[i] = 2*X[i]", "--shape", "X=4", "--loss", "MSELoss", "--optimizer", "SGD"],
+            "expected a network",
+        ),
     ],
 )
 def test_what_cannot_be_is_said(arguments, text, tmp_path):
     done = build(*arguments, "-o", str(tmp_path / "out"))
     assert isinstance(done.exception, ConvgenError) and text in str(done.exception)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_bundle_is_called_like_its_subject(tmp_path):
+    done = build("Linear(6, 3)", "--input", "4,6", "-o", str(tmp_path), "--no-backward")
+    assert done.exit_code == 0 and (tmp_path / "linear.h").exists()
+    made = cg.export(cg.parse("program copy\ntensor X: f32[4]\nY[i] = X[i]"), tmp_path / "copied")
+    assert made.name == "copy_kernel"
 
 
 def test_calls_are_read_through_a_list():

@@ -12,6 +12,7 @@ import pytest
 
 import convgen as cg
 from convgen.interop.aot.export import export
+from convgen.runtime.threads import POOL_SYMBOLS
 from convgen.target import target
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -75,6 +76,26 @@ def test_undefined_symbols(conv):
     assert not [line for line in data.splitlines() if line.split()[-2] in "BbC"], "mutable globals"
     visible = [line.split() for line in data.splitlines()]
     assert all(name.startswith("conv_") for *_, kind, name in visible if kind in "TDRW")
+
+
+def test_undefined_symbols_of_the_pool(conv):
+    """Threads, their processors, and nothing else: what every libc of Linux has."""
+    run([compiler("ar"), "x", "libconv.a", "conv_pool.o"], conv)
+    text = run([compiler("nm"), "-u", "conv_pool.o"], conv).stdout
+    found = {line.split()[-1] for line in text.splitlines()}
+    assert "pthread_create" in found and found <= POOL_SYMBOLS
+    assert all(name.startswith(("pthread_", "sched_", "mem")) for name in found)
+
+
+@pytest.mark.full
+def test_a_program_on_another_libc(conv, expected):
+    """musl, static, through the ziglang package, with the pool."""
+    pytest.importorskip("ziglang")
+    isa = "x86_64" if _x86() else "aarch64"
+    zig = [sys.executable, "-m", "ziglang", "cc", "-target", f"{isa}-linux-musl"]
+    run([*zig, "-std=c99", *STRICT, "main.c", "libconv.a", "-o", "musl"], conv)
+    for workers in ("1", "3"):
+        assert sums(run(["./musl", "3", workers], conv).stdout) == expected
 
 
 def test_archive_is_what_ar_lists(conv):

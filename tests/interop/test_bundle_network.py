@@ -93,24 +93,52 @@ def test_a_step_has_the_bits_of_fit(lenet):
     assert not np.array_equal(again.forward(x), bundle.forward(x))
 
 
+def test_random_layers_in_a_step_have_the_bits_of_fit(tmp_path):
+    """The caller's seed reaches every random layer as the seeds of fit do."""
+    net = cg.nn.Sequential(
+        cg.nn.Linear(7, 9), cg.nn.Dropout(0.4), cg.nn.ReLU(), cg.nn.Linear(9, 5), cg.nn.Dropout(0.3)
+    )
+    model = cg.compile(net, input=(6, 7))
+    start = model.state_dict()
+    loss, optimizer = cg.nn.CrossEntropyLoss(), cg.optim.SGD(0.1, momentum=0.9)
+    export(model, tmp_path, name="dropped", loss=loss, optimizer=optimizer)
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((6, 7)).astype(np.float32)
+    labels = draw.integers(0, 5, 6)
+    model.fit(x, labels, loss=loss, optimizer=optimizer, epochs=3, seed=42, show=False)
+    bundle = load(tmp_path, "dropped").Bundle({n: a.copy() for n, a in start.items()})
+    assert bundle.manifest["seeds"] == 2
+    for step in range(3):
+        chosen = Stream(6, 6, 42).indices(step)
+        seed = bundle.step_seed(42, step)
+        bundle.step(x[chosen], labels=labels[chosen], hyper=[0.1], seed=seed)
+    for name, array in model.state_dict().items():
+        assert np.array_equal(bundle.weights[name], array), name
+
+
 def test_a_step_from_c(lenet, tmp_path):
-    """C alone: weights from the file, one step, and the same weights as the library in Python."""
-    folder, _, _, _ = lenet
+    """C alone: weights from the file, one step of SGD, and the weights and loss of fit's bits."""
+    folder, _, model, (loss, optimizer) = lenet
     x, labels = samples(8)
-    x.tofile(tmp_path / "x.bin")
-    labels.astype(np.int64).tofile(tmp_path / "labels.bin")
+    chosen = Stream(8, 8, 0).indices(0)
+    x[chosen].tofile(tmp_path / "x.bin")
+    labels[chosen].astype(np.int64).tofile(tmp_path / "labels.bin")
     (tmp_path / "step.c").write_text(_STEP)
     run([compiler("gcc"), "-std=c11", *STRICT, f"-I{folder}", "step.c", str(folder / "liblenet5.a"),
          "-lpthread", "-o", "step"], tmp_path)  # fmt: skip
     run(["./step", str(folder / "lenet5.weights")], tmp_path)
-    bundle = load(folder, "lenet5").Bundle()
-    loss = bundle.step(x, labels=labels.astype(np.int64), hyper=[0.02])
+    start = model.state_dict()
+    model.load_state_dict({n: a.copy() for n, a in load(folder, "lenet5").Bundle().weights.items()})
+    history = model.fit(x, labels, loss=loss, optimizer=optimizer, epochs=1, seed=0, show=False)
+    after = model.state_dict()
+    model.load_state_dict(start)
     found = np.fromfile(tmp_path / "after.bin", np.float32)
-    assert found[-1] == np.float32(loss)
+    assert found[-1] == pytest.approx(history[-1].loss, rel=1e-6)
     place = 0
-    for array in bundle.weights.values():
-        assert np.array_equal(found[place : place + array.size], array.reshape(-1))
+    for name, array in after.items():
+        assert np.array_equal(found[place : place + array.size], array.reshape(-1)), name
         place += array.size
+    assert place == found.size - 1
 
 
 _STEP = """

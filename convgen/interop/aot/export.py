@@ -144,15 +144,22 @@ def _subject(
 
 def _default_name(subject: Program | CompiledKernel | Network) -> str:
     if isinstance(subject, Network):
-        return re.sub(r"\W", "_", type(subject.module).__name__.lower())
-    program = subject if isinstance(subject, Program) else subject.program
-    return re.sub(r"\W", "_", program.name)
+        name = type(subject.module).__name__.lower()
+    else:
+        name = subject.name if isinstance(subject, Program) else subject.program.name
+    name = re.sub(r"\W", "_", name)
+    return f"{name}_kernel" if _shadows(name) else name
+
+
+def _shadows(name: str) -> bool:
+    """True when NAME.py would stand in the place of a module that Python or the loader imports."""
+    return name in sys.stdlib_module_names or name == "numpy"
 
 
 def _check_name(name: str) -> None:
     if not re.fullmatch(r"[A-Za-z]\w{0,63}", name, re.ASCII) or keyword.iskeyword(name):
         raise DataError(f"name {name!r}", expected="a C identifier of at most 64 letters")
-    if name in sys.stdlib_module_names or name == "numpy":
+    if _shadows(name):
         raise DataError(
             f"name {name!r}",
             expected=f"a name that is no module of Python: {name}.py would stand in its place",
