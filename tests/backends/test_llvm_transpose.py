@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -159,11 +161,35 @@ def test_loads_with_a_step(where: str, dtype: DType, count: int) -> None:
             np.testing.assert_array_equal(y, want, f"{stride=} {valid=}")
 
 
-def test_rows_are_loaded_whole() -> None:
+def copied(body: Block) -> Block:
+    """The same with every load in the store of what it loads."""
+    loads = {s.register: s.value for s in body.body if isinstance(s, Set)}
+    stores = [s for s in body.body if isinstance(s, Store)]
+    found = [replace(s, value=loads[s.value.register]) for s in stores]  # type: ignore[union-attr]
+    return Block(tuple(found))
+
+
+@pytest.mark.parametrize("where", ["x86-64-v4", "x86-64-v3", "x86-64-v2"])
+@pytest.mark.parametrize("count", [1, 2, 9, 19])
+def test_copies_with_a_step(where: str, count: int) -> None:
+    """What is stored as it was loaded waits for its neighbours too, within the array."""
+    if not runs_here(target(where)):
+        pytest.skip(f"not a {where}")
+    lanes = target(where).lanes(f32)
+    x = np.arange((lanes - 1) * 40 + count, dtype=np.float32)
+    y = np.full(count * lanes, 5, np.float32)
+    want = np.concatenate([x[column::40][:lanes] for column in range(count)])
+    body = copied(gathered(count, lanes, 40, lanes, f32))
+    run(make(body, f32, x, y, where), where, fenced(x), y)
+    np.testing.assert_array_equal(y, want)
+
+
+@pytest.mark.parametrize("form", [lambda body: body, copied], ids=["set", "copied"])
+def test_rows_are_loaded_whole(form: Callable[[Block], Block]) -> None:
     """Nine columns of sixteen floats, nine apart: whole loads, none under a mask, no element goes
     alone."""
     x = y = np.zeros(9 * 16, np.float32)
-    body = gathered(9, 16, 9, 16, f32)
+    body = form(gathered(9, 16, 9, 16, f32))
     text = llvm.LlvmBackend().assembly(make(body, f32, x, y, "x86-64-v4").ir, target("x86-64-v4"))
     assert "vinsertps" not in text and "{%k" not in text
     assert sum("vmovups\t" in x and ", %zmm" in x for x in text.splitlines()) <= 16

@@ -21,7 +21,7 @@ from convgen.backends.llvm.builder import (
     memory_type,
 )
 from convgen.backends.llvm.ops import convert, emit_op
-from convgen.backends.llvm.rows import Run, runs_of
+from convgen.backends.llvm.rows import Run, loads_apart, runs_of
 from convgen.backends.llvm.scope import Scope, forget, statements
 from convgen.backends.llvm.transpose import Waiting, may_wait, store_run
 from convgen.errors import InternalError
@@ -226,6 +226,7 @@ class _Phase:
         """Statements in order; vectors stored with a step wait for their neighbours as long as
         nothing can see that, vectors loaded with a step come with theirs."""
         waiting = Waiting()
+        body = loads_apart(body)
         runs, ready = runs_of(body, self.written, self.scope.registers), set[int]()
         for number, one in enumerate(body):
             if number in runs:

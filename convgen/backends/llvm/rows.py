@@ -4,12 +4,13 @@ them are loaded and transposed in registers."""
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Sequence
+from dataclasses import replace
 
 from convgen.affine import Affine
 from convgen.backends.llvm import memory
 from convgen.backends.llvm.builder import Builder, Value
 from convgen.backends.llvm.transpose import transposed
-from convgen.ir.nodes import Index, Set, Stmt, VectorLoad
+from convgen.ir.nodes import Index, Register, Set, Stmt, Store, VectorLoad
 from convgen.target import Target
 
 
@@ -69,6 +70,20 @@ def runs_of(body: Sequence[Stmt], written: Container[str], known: Container[str]
         for run in _neighbours(group, lanes):
             found[min(place for place, _ in run)] = Run(*zip(*run, strict=True))
     return found
+
+
+def loads_apart(body: Sequence[Stmt]) -> tuple[Stmt, ...]:
+    """The block with loads that may have neighbours in statements of their own, before the stores
+    of what they load."""
+    found: list[Stmt] = []
+    for place, one in enumerate(body):
+        if isinstance(one, Store) and isinstance(one.value, VectorLoad) and _may_turn(one.value):
+            load = one.value
+            register = f"row.{place}"
+            found.append(Set(register, load))
+            one = replace(one, value=Register(register, load.dtype, load.lanes))
+        found.append(one)
+    return tuple(found)
 
 
 def _may_turn(load: VectorLoad) -> bool:

@@ -25,6 +25,8 @@ from convgen.target import Target
 
 # A copying loop keeps at most this many vectors in flight.
 COPY_VECTORS = 4
+# Neighbours in the source that a copy of columns takes together: a cache line of float32.
+COPY_ROWS = 16
 # Tasks beyond which no further loop of a copy is made parallel.
 COPY_TASKS = 64
 
@@ -60,6 +62,10 @@ def packing_nest(name: str, source: Buffer, packed: Buffer, load: Load, target: 
     inner[-1] = replace(inner[-1], kind=LoopKind.VECTOR)
     if near is not None:
         inner[:-1] = [replace(loop, kind=LoopKind.UNROLL) for loop in inner[:-1]]
+    else:
+        taken = _rows_of_copies(source, packed, vector, outer)
+        inner = [*(replace(loop, kind=LoopKind.UNROLL) for loop in taken), *inner]
+        outer = outer[: len(outer) - len(taken)]
     index = tuple(Affine.of(f"i{d}") for d in range(len(source.shape)))
     renamed = {i.single: index[d] for d, i in enumerate(load.index) if i.single}
     edges = tuple(
@@ -180,6 +186,25 @@ def _run_of_copies(
         part = part % packed.shape[dim] if place else part
         found[dim] = (loops if place == len(run) - 1 else [], part, (0, packed.shape[dim]))
     return found
+
+
+def _rows_of_copies(
+    source: Buffer, packed: Buffer, vector: int, outer: Sequence[Loop]
+) -> list[Loop]:
+    """The innermost outer loops that walk the source in order, COPY_ROWS elements at most: written
+    out, the vectors they load with a step lie side by side and come as rows."""
+    if source.layout.blocks or source.dtype.bytes not in (4, 8):
+        return []
+    taken: list[Loop] = []
+    total = 1
+    for dim in reversed(source.layout.order):
+        loop = outer[-1 - len(taken)] if len(taken) < len(outer) else None
+        whole = dim != vector and halo_of(packed.layout, dim) == (0, 0)
+        if loop is None or not whole or loop.name != f"i{dim}" or total * loop.extent > COPY_ROWS:
+            break
+        total *= loop.extent
+        taken.insert(0, loop)
+    return taken if total > 1 else []
 
 
 def _copy_edge(
