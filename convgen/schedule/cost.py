@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from convgen.schedule.facts import Facts, Operand
-from convgen.schedule.reuse import bytes_of_part, fresh_vectors
+from convgen.schedule.reuse import bytes_of_part, distinct_rows, fresh_vectors
 from convgen.schedule.tiles import Tile
 from convgen.target import Target
 
@@ -289,7 +289,8 @@ def tile_cycles(
             streamed += LINE * times * min(1.0, crowd / L1_WAYS) / machine.l2
         stride = operand.strides.get(candidate.vector, 0)
         if candidate.vector in operand.strides:
-            times *= vectors
+            differ = distinct_rows(operand, tile)
+            times *= vectors * differ
             shared, kept = _shared(facts, operand, tile, vectors) if crowded else (1.0, 0.0)
             turn = 0.0 if shared < 1.0 else max(turn, kept)
             if candidate.vector in operand.shifted:
@@ -298,7 +299,7 @@ def tile_cycles(
             fetched += times * shared * gather_cost(facts, step, machine)
             rate = _bandwidth(facts, operand, candidate, machine)
             fresh = fresh_vectors(facts, operand, candidate.vector, candidate.width, tile)
-            streamed += vectors * facts.lanes * operand.bytes * fresh / rate
+            streamed += vectors * facts.lanes * operand.bytes * fresh * differ / rate
         fetched += times * shared
         if operand.edged and not packed:
             masked = any(candidate.vector in loops for loops, _ in operand.overhangs)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
+from convgen.affine import Mod
 from convgen.ir.layout import size_in_elements
 from convgen.ir.nodes import Kernel, Load, Nest, Op
 from convgen.ir.regions import axis_ranges, loop_ranges
@@ -22,6 +24,7 @@ class Operand:
     a reduce loop; body: it stands in a reduce;
     windows: for each dimension that output and reduce loops move together, the step of each;
     overhangs: for each dimension with an edge its loops and how many places of it lie outside;
+    periods: for loops that move it in an index that comes round again, after how many steps;
     near: the extent of the dimension that is contiguous in memory."""
 
     load: Load
@@ -38,6 +41,7 @@ class Operand:
     hoistable: bool
     windows: tuple[dict[str, int], ...]
     overhangs: tuple[tuple[frozenset[str], int], ...]
+    periods: dict[str, int]
     near: int
 
 
@@ -202,11 +206,27 @@ def _operand(load: Load, nest: Nest, kernel: Kernel, body: bool, written: set[st
         packable=packable,
         windows=tuple(windows),
         overhangs=tuple(overhangs),
+        periods=_periods(load, nest),
         near=next(
             (buffer.shape[d] for d in reversed(buffer.layout.order) if buffer.shape[d] > 1), 1
         ),
         hoistable=buffer.role == "input" and not edged and _is_shared(nest, strides),
     )
+
+
+def _periods(load: Load, nest: Nest) -> dict[str, int]:
+    """Loops that occur in one index only, inside a remainder, and after how many steps of theirs
+    that repeats."""
+    found: dict[str, int] = {}
+    places = [in_loops(nest, index) for index in load.index]
+    for place in places:
+        if len(place.terms) != 1 or not isinstance(atom := place.terms[0][0], Mod):
+            continue
+        for name in atom.value.names() - atom.value.hidden_names():
+            if sum(name in p.names() for p in places) == 1:
+                step = atom.value.coefficient(name)
+                found[name] = atom.divisor // math.gcd(atom.divisor, step)
+    return found
 
 
 def _is_shared(nest: Nest, strides: dict[str, int | None]) -> bool:

@@ -56,3 +56,12 @@ def _reach(facts: Facts, operand: Operand, output: str) -> float:
             inner = facts.reduces.keys() & window.keys()
             total += sum((facts.reduces[n] - 1) * window[n] for n in inner) / window[output]
     return total
+
+
+def distinct_rows(operand: Operand, tile: Mapping[str, float]) -> float:
+    """The share of a tile's rows that differ, of an operand whose index comes round again."""
+    share = 1.0
+    for name, period in operand.periods.items():
+        if name in tile:
+            share *= min(1.0, period / tile[name])
+    return share

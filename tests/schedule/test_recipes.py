@@ -16,6 +16,7 @@ from convgen.schedule.directives.mark import registers_needed
 from convgen.schedule.facts import facts_of
 from convgen.schedule.recipes import candidates, choose, default_schedule
 from convgen.schedule.reuse import bytes_of_part, fresh_vectors
+from convgen.schedule.schedule import parse_schedule
 from convgen.target import target
 from convgen.types import f32
 
@@ -210,3 +211,40 @@ def test_what_a_cache_holds_is_turned_round() -> None:
     assert "rfactor" not in str(default_schedule(own_filters(8, 4), machine))
     used_often = replace(machine, l2=1024)
     assert "rfactor" not in str(default_schedule(own_filters(64, 4), used_often))
+
+
+def repeating_filters(size: int) -> Kernel:
+    """Y[k, x] = sum(c, s: X[c, x + s] * W[x % 2, k, c, s])."""
+    k, c, s, x = (var(a) for a in "kcsx")
+    body = Op("mul", (load("X", c, x + s), load("W", x % 2, k, c, s)), f32)
+    return kernel(
+        (
+            buffer("X", (64, size + 2)),
+            buffer("W", (2, 32, 64, 3)),
+            buffer("Y", (32, size), "output"),
+        ),
+        nest("Y", {"k": 32, "x": size}, body, {"c": 64, "s": 3}),
+    )
+
+
+def test_an_index_that_comes_round_is_read_once_a_period() -> None:
+    """A tile of many positions loads the two filters only, so a tall one is best."""
+    subject, machine = repeating_filters(240), target("x86-64-v4")
+    (body,) = subject.nests()
+    facts = facts_of(body, subject, machine)
+    periods = {o.load.buffer: o.periods for o in facts.operands}
+    assert periods == {"X": {}, "W": {"x": 2}}
+    chosen = choose(body, subject, machine)
+    assert chosen.vector == "k" and chosen.width == 32
+    assert [(n, max(sizes) >= 10) for n, sizes in chosen.tile] == [("x", True)]
+
+
+def test_copies_lie_as_the_longest_way_through_them() -> None:
+    """Where a tap and a position move one dimension, the position says where it belongs."""
+    subject = weights_gradient(8, 16, 12)
+    text = "reorder(r, k, s, n, y, x, c); pack(X, c)"
+    scheduled = parse_schedule(text).apply(subject, target("x86-64-v4"))
+    assert scheduled.buffer("X_packed").layout.order == (0, 2, 3, 1)
+    second = "reorder(r, k, s, y, n, x, c); pack(X, c)"
+    scheduled = parse_schedule(second).apply(subject, target("x86-64-v4"))
+    assert scheduled.buffer("X_packed").layout.order == (2, 0, 3, 1)

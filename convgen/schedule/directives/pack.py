@@ -17,6 +17,7 @@ from convgen.ir.nodes import (
     Nest,
     Phase,
 )
+from convgen.ir.regions import loop_ranges
 from convgen.ir.visit import loads, map_expr, map_nest_exprs
 from convgen.schedule.access import in_loops, loads_of, tile_loops, unit_bases
 from convgen.schedule.directives.base import Directive, Value, all_nests, is_packing, replace_nest
@@ -218,9 +219,17 @@ class Pack(Directive):
         place = {loop.name: i for i, loop in enumerate(nest.loops)}
         place |= {loop.base: place[loop.name] for loop in nest.loops if loop.segments}
 
+        reach = {n: high - low for n, (low, high) in loop_ranges(nest).items()}
+
         def position(dim: int) -> int:
-            names = in_loops(nest, load.index[dim]).names()
-            return min((place[n] for n in names if n in place), default=-1)
+            """The loop that moves it furthest; of equal ones the outermost."""
+            index = in_loops(nest, load.index[dim])
+            moves = [
+                (-abs(index.coefficient(n)) * reach.get(n, 1), place[n])
+                for n in index.names()
+                if n in place
+            ]
+            return min(moves, default=(0, -1))[1]
 
         order = [d for d in source.layout.order if d not in last]
         if self.loops:
