@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 
 from convgen import knobs
-from convgen.bench.cases import CASES
+from convgen.bench.cases import cases
 from convgen.runtime import kernel
 from convgen.symbolic.derive import grad
 
@@ -55,7 +55,8 @@ def compile_case(case: str, folder: str) -> tuple[float, int]:
     """(seconds, bytes of machine code) of deriving and compiling with the cache in that folder."""
     with knobs.override(CACHE=True, CACHE_DIR=folder):
         start = time.perf_counter()
-        forward = CASES[case].forward("nchw")
+        found = cases((case,))[0]
+        forward = found.program("forward", found.layouts(("nchw",))[0])
         made = [kernel.compile(p, threads=1) for p in (forward, grad(forward, ["X", "W"]))]
         seconds = time.perf_counter() - start
         return seconds, sum(k.report().object_bytes for k in made)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,5 +94,13 @@ def check_writable(**places: Path | None) -> None:
             raise UserError(f"there is no folder {place.parent}", where=where)
         if place.is_dir():
             raise UserError(f"{place} is a folder", expected="a file", where=where)
-        if not os.access(place if place.exists() else place.parent, os.W_OK):
-            raise UserError(f"{place} cannot be written", where=where)
+        if option == "plot" and place.suffix not in (".svg", ".png"):
+            raise UserError(f"picture {place.name}", expected=".svg or .png", where=where)
+        fresh = not place.exists()
+        try:
+            with open(place, "ab"):
+                pass
+        except OSError as error:
+            raise UserError(f"{place} cannot be written: {error.strerror}", where=where) from None
+        if fresh:
+            place.unlink()

@@ -365,6 +365,7 @@ def test_compiling_twice_gives_the_same_code(tmp_path):
     first = compile_case("lenet2", str(tmp_path))
     assert any(tmp_path.iterdir())
     assert compile_case("lenet2", str(tmp_path))[1] == first[1] > 0
+    assert compile_case("fc1", str(tmp_path))[1] > 0
 
 
 def test_json_needs_its_folder_before_anything_is_measured(monkeypatch, capsys):
@@ -373,6 +374,22 @@ def test_json_needs_its_folder_before_anything_is_measured(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         command_line.main()
     assert capsys.readouterr().err.startswith("error: --json: there is no folder no/such")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--json", "/proc/rows.json"], "--json: /proc/rows.json cannot be written: "),
+        (["--json", "."], "--json: . is a folder; expected a file"),
+        (["--plot", "roof.gif"], "--plot: picture roof.gif; expected .svg or .png"),
+    ],
+)
+def test_files_that_cannot_be_written_are_refused_first(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rows.Limits, "measured", None)
+    found = CliRunner().invoke(command_line.cli, ["bench", "conv", *words])
+    assert isinstance(found.exception, UserError) and message in str(found.exception)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("words", [[], ["bench"], ["bench", "conv"], ["bench", "peak"], ["knobs"]])
