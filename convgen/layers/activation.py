@@ -10,7 +10,7 @@ import sympy
 from convgen.errors import ShapeError
 from convgen.layers.base import Layer, Shape
 from convgen.symbolic import dsl
-from convgen.symbolic.functions import less, relu, select, sigmoid, uniform
+from convgen.symbolic.functions import less, relu, select, sigmoid, stop_gradient, uniform
 from convgen.symbolic.program import Program
 from convgen.types import DType, f32, u64
 
@@ -60,7 +60,8 @@ class Sigmoid(_Pointwise):
 
 
 class Softmax(Layer):
-    """exp(x - max) / sum(exp(x - max)) along `dim` (default: the last), in three stages."""
+    """exp(x - max) / sum(exp(x - max)) along `dim` (default: the last), in three stages. The
+    maximum only keeps exp small: nothing depends on it, so no gradient goes through it."""
 
     def __init__(self, dim: int = -1) -> None:
         self.dim = dim
@@ -80,7 +81,7 @@ class Softmax(Layer):
         rest = tuple(a for d, a in enumerate(index) if d != dim)
         x = dsl.tensor("X", shape, dtype)
         top = dsl.define("M", rest, dsl.max_over([j], x[along]))
-        powers = dsl.define("E", index, sympy.exp(x[tuple(index)] - top[rest]))
+        powers = dsl.define("E", index, sympy.exp(x[tuple(index)] - stop_gradient(top[rest])))
         total = dsl.define("S", rest, dsl.sum_over([j], powers[along]))
         return dsl.define("Y", index, powers[tuple(index)] / total[rest], name="softmax")
 

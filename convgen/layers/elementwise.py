@@ -62,9 +62,9 @@ class GELU(_Pointwise):
     def function(self, x: Any) -> Any:
         half = sympy.Rational(1, 2)
         if self.approximate == "tanh":
-            slope = sympy.Rational(0.7978845608028654)  # sqrt(2/pi)
+            slope = sympy.sqrt(2 / sympy.pi)
             return half * x * (1 + sympy.tanh(slope * (x + number(0.044715) * x**3)))
-        return half * x * (1 + sympy.erf(x * sympy.Rational(0.7071067811865476)))
+        return half * x * (1 + sympy.erf(x / sympy.sqrt(2)))
 
 
 class SiLU(_Pointwise):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from derive_oracle import check_gradients
 
-from convgen.layers import activation, convolution, normalization, pooling
+from convgen.layers import activation, convolution, elementwise, normalization, pooling
 from convgen.symbolic.derive import adjoint, grad
 from convgen.symbolic.evaluate import evaluate
 from convgen.symbolic.matrix import elements
@@ -235,6 +235,28 @@ def test_mathml_is_well_formed(name):
 def test_names_are_escaped():
     program = parse("new_x[i] = X[i]", X=3)
     assert r"\mathrm{new\_x}_{i}" in program.latex()
+
+
+def test_letters_that_are_not_latin():
+    alpha, sigma, accent = "\N{GREEK SMALL LETTER ALPHA}", "\N{GREEK CAPITAL LETTER SIGMA}", "\xe9"
+    program = parse(f"{sigma}[i] = {alpha}[i] * {accent}[i]", **{alpha: 3, accent: 3})
+    assert parse(str(program)) == program
+    found = program.latex()
+    assert rf"\Sigma_{{i}} &= \alpha_{{i}} \, \text{{{accent}}}_{{i}}" in found
+    assert alpha in program.mathml() and accent in program.mathml()
+
+
+def test_constants_stay_exact():
+    """No seventeen digits of the root of two: the layer says it, the gradient keeps it."""
+    for layer in (elementwise.GELU(), elementwise.GELU("tanh")):
+        text = grad(layer.program((4,))).unicode()
+        assert "\N{SQUARE ROOT}(2)" in text and not re.search(r"\d{7}", text)
+
+
+def test_the_gradient_of_softmax_does_not_go_through_its_maximum():
+    found = lines(grad(activation.Softmax(1).program((4, 5))))
+    assert not any("dM" in x or "argmax" in x for x in found)
+    assert any(x.startswith("dX[") and x.count("dE[") == 1 for x in found)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -120,7 +120,8 @@ def suspects(case: Case) -> Iterator[Suspect]:
     for m in mistakes:
         text = f"the sign is wrong, and {m.text}"
         yield Suspect(key(m.name), Fault(m.name, text), m.program, -1)
-    for m in gradient_mistakes(case.gradient):
+    in_pieces = any(len(stage.pieces) > 1 for stage in case.program.stages)
+    for m in gradient_mistakes(case.gradient, indices=in_pieces):
         yield Suspect(key("gradient: " + m.name), Fault(m.name, m.text), gradient=m.program)
     if _squares(case):
         text = "only the diagonal of the Jacobian: each element counts for its own output alone"

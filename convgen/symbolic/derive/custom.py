@@ -30,8 +30,8 @@ def custom_gradient(program: Program, backward: Program) -> Program:
     >>> from convgen.symbolic.derive import grad
     >>> layer = parse("Y[i] = relu(X[i])", X=(4,))
     >>> guided = parse("dX[i] = relu(dY[i]) * step(Y[i])", Y=(4,), dY=(4,))
-    >>> print(str(grad(custom_gradient(layer, guided), ["X"])).splitlines()[-1])
-    dX[i] = relu(dY[i]) * step(Y[i])
+    >>> print(grad(custom_gradient(layer, guided), ["X"]).unicode().splitlines()[-1])
+    dX[i] = relu(dY[i])·step(Y[i])   for i<4
     """
     require_program(backward, "a custom gradient")
     require_program(program, "what has a custom gradient")

@@ -250,32 +250,36 @@ def _piece_along(
 def fix_points(stage: Stage) -> Stage:
     """Axes that run over one of several elements, or over the only one and stand nowhere else, as
     that number: ``dX[0, w] = ...``, not ``dX[h, w] = ... for h < 1``."""
-    pieces = tuple(_fixed(p) for p in stage.pieces)
+    used = [_mentioned(p) for p in stage.pieces]
+    needed = {
+        dim
+        for piece, names in zip(stage.pieces, used, strict=True)
+        for out in piece.outs
+        for dim, index in enumerate(out.index)
+        if index.names() & names
+    }
+    pieces = tuple(_fixed(p, needed) for p in stage.pieces)
     return stage if pieces == stage.pieces else replace(stage, pieces=pieces)
 
 
-def _fixed(piece: Definition) -> Definition:
+def _mentioned(piece: Definition) -> set[str]:
+    """The axes that stand on the right side, or in a condition."""
+    domains = (piece.domain, *(r.domain for r in piece.reduces))
+    used = {n for d in domains for c in d.constraints for n in c.value.names()}
+    return used.union(*(axes_of(b) for b in (*(r.body for r in piece.reduces), *piece.values)))
+
+
+def _fixed(piece: Definition, needed: set[int]) -> Definition:
+    """`needed`: dimensions whose axis some piece of the stage mentions."""
     if len(piece.outs) != 1:
         return piece
     out = piece.outs[0]
-    bodies = [*(r.body for r in piece.reduces), *piece.values]
-    used = set().union(*(axes_of(b) for b in bodies))
-    used |= {
-        n
-        for d in (piece.domain, *(r.domain for r in piece.reduces))
-        for c in d.constraints
-        for n in c.value.names()
-    }
     values: dict[str, Affine | int] = {}
-    for index, extent in zip(out.index, out.tensor.shape, strict=True):
+    for dim, (index, extent) in enumerate(zip(out.index, out.tensor.shape, strict=True)):
         axis = index.single
-        if (
-            axis is None
-            or piece.domain[axis].extent != 1
-            or isinstance(piece.domain[axis].hi, Size)
-        ):
+        if axis is None or isinstance(piece.domain[axis].hi, Size):
             continue
-        if extent != 1 or axis not in used:
+        if piece.domain[axis].extent == 1 and (extent != 1 or dim not in needed):
             values[axis] = piece.domain[axis].lo
     if not values:
         return piece

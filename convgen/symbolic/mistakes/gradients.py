@@ -11,6 +11,7 @@ import sympy
 from sympy import Expr
 
 from convgen.symbolic.expr import Access, Definition, Result
+from convgen.symbolic.letters import usual_taps
 from convgen.symbolic.mistakes.indices import index_mistakes
 from convgen.symbolic.mistakes.mistake import Mistake, with_pieces
 from convgen.symbolic.printer.order import Order
@@ -20,8 +21,9 @@ from convgen.symbolic.program import Program
 MOST = 40  # ways to leave factors out that are tried
 
 
-def gradient_mistakes(gradient: Program) -> Iterator[Mistake]:
-    """Mistakes whose `program` is the wrong gradient.
+def gradient_mistakes(gradient: Program, indices: bool = True) -> Iterator[Mistake]:
+    """Mistakes whose `program` is the wrong gradient. indices: also wrong ones, where taps are not
+    what is written (the stride of dW reads as a dilation there).
 
     >>> from convgen.symbolic.parse import parse
     >>> gradient = parse("dg[c] = sum(n: dY[n, c] * (X[n, c] - m[c])) / s[c]",
@@ -32,13 +34,25 @@ def gradient_mistakes(gradient: Program) -> Iterator[Mistake]:
     the factor X[n, c] - m[c] is missing
     the factor dY[n, c] is missing
     """
-    yield from index_mistakes(gradient)
+    if indices and not _is_of_weights(gradient):
+        yield from index_mistakes(gradient)
     places = list(_factors(gradient))
     chosen = (c for count in (1, 2) for c in itertools.combinations(places, count))
     for left_out in itertools.islice(chosen, MOST):
         words = " and ".join(text for _, text in left_out)
         text = f"the factor{'s' if len(left_out) > 1 else ''} {words} {_be(len(left_out))} missing"
         yield Mistake("factor missing", text, _without(gradient, [f for f, _ in left_out]))
+
+
+def _is_of_weights(program: Program) -> bool:
+    """True where taps are what is written: dW[k, c, r, s]."""
+    for piece in (p for stage in program.stages for p in stage.pieces):
+        inner = {n for r in piece.reduces for n in r.domain.names}
+        for index in (i for a in piece.reads() for i in a.index):
+            taps = usual_taps(index.names())
+            if taps - inner and (index.names() - taps) & inner:
+                return True
+    return False
 
 
 def _be(count: int) -> str:

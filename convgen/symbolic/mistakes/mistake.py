@@ -10,6 +10,7 @@ from sympy import Expr
 
 from convgen.affine import Affine
 from convgen.symbolic.expr import Access, Definition, Reduce, Stage, fixed
+from convgen.symbolic.letters import usual_taps
 from convgen.symbolic.program import Program
 from convgen.symbolic.resize import block_numbers
 
@@ -81,8 +82,12 @@ def change_accesses(program: Program, change: Change) -> tuple[Program, str] | N
 
 def access_text(access: Access, place: Place) -> str:
     """An access with the axes of the definition first, as the text form writes it."""
-    order = {name: i for i, name in enumerate((*place.outer, *place.inner))}
-    index = ", ".join(_index_text(i, order) for i in access.index)
+    names = (*place.outer, *place.inner)
+    index = ", ".join(
+        _index_text(i, {n: j + len(names) * (n in taps) for j, n in enumerate(names)})
+        for i in access.index
+        for taps in [usual_taps(i.names())]
+    )
     return f"{access.tensor.name}{access.boundary_text}[{index}]"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import TYPE_CHECKING
 
 from convgen.symbolic.expr import Definition
@@ -113,9 +114,25 @@ def render(box: Box) -> str:
 
 def _name(box: Name) -> str:
     primes = "'" * box.primes
-    if box.text in GREEK:
-        return f"\\{box.text}{primes}"
+    letter = _greek(box.text) if len(box.text) == 1 else box.text
+    if letter in GREEK:
+        return f"\\{letter}{primes}"
+    if not box.text.isascii():
+        return rf"\text{{{_escape(box.text)}}}" + primes
     return (box.text if len(box.text) == 1 else rf"\mathrm{{{_escape(box.text)}}}") + primes
+
+
+def _greek(letter: str) -> str:
+    """The name of a letter that is Greek; any other letter as it is.
+
+    >>> _greek("\N{GREEK SMALL LETTER ALPHA}"), _greek("X")
+    ('alpha', 'X')
+    """
+    words = unicodedata.name(letter, "").split()
+    if words[:1] != ["GREEK"] or words[2:3] != ["LETTER"]:
+        return letter
+    name = words[-1].replace("LAMDA", "LAMBDA")
+    return name.capitalize() if words[1] == "CAPITAL" else name.lower()
 
 
 def _word(text: str) -> str:
