@@ -165,7 +165,7 @@ def copied(body: Block) -> Block:
     """The same with every load in the store of what it loads."""
     loads = {s.register: s.value for s in body.body if isinstance(s, Set)}
     stores = [s for s in body.body if isinstance(s, Store)]
-    found = [replace(s, value=loads[s.value.register]) for s in stores]  # type: ignore[union-attr]
+    found = [replace(s, value=loads[s.value.name]) for s in stores]  # type: ignore[union-attr]
     return Block(tuple(found))
 
 
