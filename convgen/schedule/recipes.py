@@ -13,13 +13,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from convgen.errors import ScheduleError
-from convgen.ir.nodes import Combiner, Index, Kernel, Loop, LoopKind, Nest, Param
+from convgen.ir.nodes import Kernel, Loop, LoopKind, Nest
 from convgen.ir.regions import loop_extent
-from convgen.ir.visit import walk
 from convgen.schedule.access import (
     in_loops,
-    loads_of,
-    offset_of,
     outer_loops,
     tile_loops,
     trips,
@@ -43,6 +40,7 @@ from convgen.schedule.directives import (
     pack,
     parallel,
     reorder,
+    reverse,
     rfactor,
     split,
     unroll,
@@ -55,6 +53,7 @@ from convgen.schedule.facts import Facts, facts_of, windows_of
 from convgen.schedule.fusion import Fusion, finish_consumer
 from convgen.schedule.locality import best_order
 from convgen.schedule.nesting import nested
+from convgen.schedule.normalize import backward_windows, contiguous_pair
 from convgen.schedule.schedule import Schedule
 from convgen.schedule.streams import stream
 from convgen.schedule.tiles import tiles
@@ -150,7 +149,7 @@ class _Recipe:
             for directive in finish_consumer(self.nest, self.kernel, self.target):
                 self.add(directive)
             return
-        self.fuse_contiguous()
+        self.normalize()
         streamed = stream(self.nest, self.kernel, self.target)
         if streamed:
             for directive in streamed:
@@ -167,46 +166,12 @@ class _Recipe:
 
     # -- before the choice -----------------------------------------------------------------------
 
-    def fuse_contiguous(self) -> None:
-        """One loop in place of two whose elements follow one another in every operand."""
-        again = True
-        while again:
-            again = False
-            loops = self.nest.loops
-            for outer, inner in zip(loops, loops[1:], strict=False):
-                if self.is_contiguous(outer, inner):
-                    self.add(fuse(outer.name, inner.name))
-                    again = True
-                    break
-
-    def is_contiguous(self, outer: Loop, inner: Loop) -> bool:
-        nest = self.nest
-        if outer.reduce != inner.reduce or min(outer.extent, inner.extent) < 2:
-            return False
-        if outer.reduce is not None and not nest.reduces[outer.reduce].combiner.commutative:
-            return False
-        pair = {outer.name, inner.name}
-        axes = {a for a, v in nest.axes if v.names() & pair}
-        guards = [*nest.guards, *(g for r in nest.reduces for g in r.guards)]
-        if any(g.value.names() & axes for g in guards):
-            return False
-        if any(isinstance(e, Index) and e.value.names() & axes for e in walk(nest)):
-            return False
-        if any(_uses_position(r.combiner) for r in nest.reduces) and outer.reduce is not None:
-            return False
-        places = [(o.buffer, o.index) for o in loads_of(nest)]
-        places += [(s.buffer, s.index) for s in nest.stores]
-        for load in loads_of(nest):
-            for index, edge in zip(load.index, load.edges, strict=True):
-                if edge is not None and index.names() & axes:
-                    return False
-        for buffer, index in places:
-            offset = offset_of(self.kernel.buffer(buffer), index, nest)
-            if pair & offset.hidden_names():
-                return False
-            if offset.coefficient(outer.name) != inner.extent * offset.coefficient(inner.name):
-                return False
-        return True
+    def normalize(self) -> None:
+        """Contiguous loops as one, windows walked forwards."""
+        while (pair := contiguous_pair(self.nest, self.kernel)) is not None:
+            self.add(fuse(*pair))
+        for name in backward_windows(self.nest, self.kernel):
+            self.add(reverse(name))
 
     # -- a vector loop that is an output ---------------------------------------------------------
 
@@ -496,11 +461,6 @@ class _Recipe:
             work = math.prod(o.extent for o in nest.loops)
             if work > 1 << 16:
                 self.note("runs on one worker, no output loop is outermost")
-
-
-def _uses_position(combiner: Combiner) -> bool:
-    params = (e for part in combiner.lift for e in walk(part) if isinstance(e, Param))
-    return any(e.name == "p" for e in params)
 
 
 def _good_divisor(extent: int, width: int, lanes: int) -> int:

@@ -21,6 +21,7 @@ _TABLE: dict[str, Callable[..., Directive]] = {
     "peel": directives.peel,
     "reorder": directives.reorder,
     "fuse": directives.fuse,
+    "reverse": directives.reverse,
     "unroll": directives.unroll,
     "vectorize": directives.vectorize,
     "parallel": directives.parallel,

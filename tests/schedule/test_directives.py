@@ -67,6 +67,7 @@ GOLDEN = {
     "peel": (line, "peel(x, 1, 2)"),
     "reorder": (lambda: window(1, 2, 4, 5), "reorder(n, k, y, r, c, x)"),
     "fuse": (lambda: window(1, 2, 4, 5), "fuse(y, x); fuse(c, r)"),
+    "reverse": (lambda: window(1, 2, 4, 5), "reverse(s); reverse(y)"),
     "unroll": (line, "unroll(r); reorder(r, x); unroll(x, 4)"),
     "vectorize": (line, "reorder(r, x); vectorize(x)"),
     "parallel": (lambda: window(2, 2, 4, 5), "parallel(n, k)"),
@@ -175,6 +176,12 @@ REFUSED = {
         "fuse(x, r)",
         "fuse(x, r): an output loop and a reduce loop cannot become one; loops are x, r; expected "
         "two outputs, or two loops of one reduce, got x, r",
+    ),
+    "reverse of an ordered reduction": (
+        first,
+        "reverse(j)",
+        "reverse(j): argmax depends on the order of its elements; loops are i, j, k; expected an "
+        "output loop, or a commutative reduction, got j (reduce)",
     ),
     "unroll of too much": (
         line,

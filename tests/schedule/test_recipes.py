@@ -14,6 +14,7 @@ from convgen.ir.nodes import Edge, Kernel, Op
 from convgen.schedule.cost import MACHINES, machine_of
 from convgen.schedule.directives.mark import registers_needed
 from convgen.schedule.facts import facts_of
+from convgen.schedule.normalize import backward_windows
 from convgen.schedule.recipes import candidates, choose, default_schedule
 from convgen.schedule.reuse import bytes_of_part, fresh_vectors
 from convgen.schedule.schedule import parse_schedule
@@ -248,3 +249,22 @@ def test_copies_lie_as_the_longest_way_through_them() -> None:
     second = "reorder(r, k, s, y, n, x, c); pack(X, c)"
     scheduled = parse_schedule(second).apply(subject, target("x86-64-v4"))
     assert scheduled.buffer("X_packed").layout.order == (2, 0, 3, 1)
+
+
+def test_windows_are_walked_forwards() -> None:
+    """dX[n, c, h, w] = sum(k, r, s: dY[n, k, h + 1 - r, w + 1 - s] * W[k, c, r, s]) reads its rows
+    and columns downwards; the weights' flipped axes alone would be no reason."""
+    n, k, c, r, s, h, w = (var(a) for a in "nkcrshw")
+    zero = Edge("zero")
+    read = load("dY", n, k, h + 1 - r, w + 1 - s, edges=(None, None, zero, zero))
+    body = Op("mul", (read, load("W", k, c, 2 - r, 2 - s)), f32)
+    sums = {"k": 8, "r": 3, "s": 3}
+    buffers = (
+        buffer("dY", (1, 8, 9, 9)),
+        buffer("W", (8, 8, 3, 3)),
+        buffer("dX", (1, 8, 9, 9), "output"),
+    )
+    subject = kernel(buffers, nest("dX", {"n": 1, "c": 8, "h": 9, "w": 9}, body, sums))
+    assert backward_windows(next(iter(subject.nests())), subject) == ["r", "s"]
+    assert "reverse(r); reverse(s)" in str(default_schedule(subject, target("x86-64-v4")))
+    assert not backward_windows(next(iter(window(1, 8, 9, 8).nests())), window(1, 8, 9, 8))

@@ -140,6 +140,7 @@ def random_directive(subject: Kernel, chance: random.Random) -> d.Directive:
         d.peel(pick, chance.randint(0, 2), chance.randint(0, 2)),
         d.reorder(*chance.sample(loops, len(loops))),
         d.fuse(*chance.sample(loops, 2)) if len(loops) > 1 else d.unroll(pick),
+        d.reverse(pick),
         d.unroll(pick, chance.choice([0, 0, 2, 3])),
         d.vectorize(pick, chance.random() < 0.5),
         d.parallel(*loops[: chance.randint(1, 2)]),

@@ -19,6 +19,7 @@ directive = st.one_of(
     st.builds(d.peel, names, sizes, sizes, nest=nests),
     st.builds(lambda a, n: d.reorder(*a, nest=n), st.lists(names, min_size=1), nests),
     st.builds(d.fuse, names, names, nest=nests),
+    st.builds(d.reverse, names, nest=nests),
     st.builds(d.unroll, names, st.integers(0, 9), nest=nests),
     st.builds(d.vectorize, names, st.booleans(), nest=nests),
     st.builds(lambda a, n: d.parallel(*a, nest=n), st.lists(names, min_size=1), nests),
@@ -57,7 +58,7 @@ def test_the_example_of_the_manual() -> None:
         (
             "spilt(x, 4)",
             "spilt(x, 4): this is not a schedule; expected one of split cover peel reorder fuse "
-            "unroll vectorize parallel carry rfactor pack compute_at inline join, got 'spilt'; try "
+            "reverse unroll vectorize parallel carry rfactor pack compute_at inline join, got 'spilt'; try "
             "split(x, 4); vectorize(x_in)",
         ),
         ("split(x, 4", "expected ',', got the end"),

@@ -1,7 +1,7 @@
 """The directives: small rewrites of one nest, each with its legality and its text.
 
-One file per family: split (split, cover, peel), order (reorder, fuse), mark (unroll, vectorize,
-parallel, carry, rfactor), pack (pack), stage (compute_at, inline), together (join).
+One file per family: split (split, cover, peel), order (reorder, fuse, reverse), mark (unroll,
+vectorize, parallel, carry, rfactor), pack (pack), stage (compute_at, inline), together (join).
 """
 
 from convgen.schedule.directives.base import Directive
@@ -17,7 +17,7 @@ from convgen.schedule.directives.mark import (
     unroll,
     vectorize,
 )
-from convgen.schedule.directives.order import Fuse, Reorder, fuse, reorder
+from convgen.schedule.directives.order import Fuse, Reorder, Reverse, fuse, reorder, reverse
 from convgen.schedule.directives.pack import Pack, pack
 from convgen.schedule.directives.split import Cover, Peel, Split, cover, peel, split
 from convgen.schedule.directives.stage import ComputeAt, Inline, compute_at, inline
@@ -35,6 +35,7 @@ __all__ = [
     "Parallel",
     "Peel",
     "Reorder",
+    "Reverse",
     "Rfactor",
     "Split",
     "Unroll",
@@ -49,6 +50,7 @@ __all__ = [
     "parallel",
     "peel",
     "reorder",
+    "reverse",
     "rfactor",
     "split",
     "unroll",

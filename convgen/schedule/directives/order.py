@@ -1,4 +1,4 @@
-"""Directives that change the order of loops: reorder, fuse."""
+"""Directives that change the order of loops: reorder, fuse, reverse."""
 
 from __future__ import annotations
 
@@ -143,6 +143,40 @@ class Fuse(Directive):
         return replace_nest(kernel, nest.name, after)
 
 
+@dataclass(frozen=True)
+class Reverse(Directive):
+    """reverse(r): the loop runs through its axis from the end.
+
+    before   for r < 3: f(r)              after   for r < 3: f(2 - r)
+
+    Legal: an unmarked loop without segments; of a reduce only where its reduction is commutative.
+    Elsewhere: loop reversal.
+    """
+
+    axis: str
+    keyword: ClassVar[str] = "reverse"
+
+    def arguments(self) -> tuple[Sequence[Value], dict[str, Value]]:
+        return (self.axis,), {}
+
+    def check_nest(self, nest: Nest, kernel: Kernel, target: Target) -> None:
+        loop = self.loop(nest, self.axis)
+        check_serial(self, nest, loop)
+        for number, reduce in enumerate(nest.reduces):
+            if nest.leader(number) == loop.reduce and not reduce.combiner.commutative:
+                self.refuse(
+                    nest,
+                    f"{reduce.combiner.name} depends on the order of its elements",
+                    expected="an output loop, or a commutative reduction",
+                    got=f"{self.axis} (reduce)",
+                )
+
+    def rewrite(self, nest: Nest, kernel: Kernel, target: Target) -> Kernel:
+        loop = nest.loop(self.axis)
+        value = Affine.of(self.axis) * -1 + (loop.extent - 1)
+        return replace_nest(kernel, nest.name, replace_loops(nest, self.axis, (loop,), value))
+
+
 def reorder(*order: str, nest: str = "") -> Reorder:
     """See Reorder."""
     return Reorder(tuple(order), nest=nest)
@@ -151,3 +185,8 @@ def reorder(*order: str, nest: str = "") -> Reorder:
 def fuse(outer: str, inner: str, *, nest: str = "") -> Fuse:
     """See Fuse."""
     return Fuse(outer, inner, nest=nest)
+
+
+def reverse(axis: str, *, nest: str = "") -> Reverse:
+    """See Reverse."""
+    return Reverse(axis, nest=nest)
