@@ -10,6 +10,7 @@ import pytest
 
 import convgen as cg
 from convgen.interop.aot.export import export
+from convgen.target import runs_here, target
 
 GUARDED = Path(__file__).parent / "guarded.py"
 PROGRAMS = {
@@ -59,6 +60,42 @@ def test_normalized_network_stays_inside(tmp_path):
     )  # fmt: skip
     export(cg.compile(net, input=(4, 2, 6, 6)), tmp_path, name="small")
     check(tmp_path, "small", [4])
+
+
+LAYERS = {
+    "conv1d": (cg.nn.Conv1d(3, 7, 3, padding=1), (3, 3, 11)),
+    "strided": (cg.nn.Conv2d(3, 9, 3, stride=2, padding=1), (3, 3, 11, 9)),
+    "dilated": (cg.nn.Conv2d(5, 17, 3, dilation=2, padding=2), (2, 5, 9, 13)),
+    "grouped": (cg.nn.Conv2d(6, 8, 3, groups=2, padding=1), (3, 6, 7, 7)),
+    "depthwise": (cg.nn.Conv2d(19, 19, 3, groups=19, padding=1, stride=2), (2, 19, 9, 7)),
+    "pointwise": (cg.nn.Conv2d(33, 17, 1), (2, 33, 5, 7)),
+    "wide": (cg.nn.Conv2d(2, 3, 15, padding=9), (2, 2, 17, 16)),
+    "circular": (cg.nn.Conv2d(3, 5, 3, padding=1, padding_mode="circular"), (2, 3, 6, 7)),
+    "conv3d": (cg.nn.Conv3d(2, 5, 3, padding=1), (2, 2, 5, 6, 7)),
+    "transposed": (cg.nn.ConvTranspose2d(5, 3, 3, stride=2, padding=1), (2, 5, 6, 7)),
+    "local": (cg.nn.LocallyConnected2d(3, 4, 3), (2, 3, 6, 7)),
+    "dense": (cg.nn.Linear(70, 33), (5, 70)),
+    "average": (cg.nn.AvgPool2d(3, stride=2, padding=1), (3, 5, 9, 8)),
+    "adaptive": (cg.nn.AdaptiveAvgPool2d((3, 2)), (3, 5, 8, 7)),
+    "maximum": (cg.nn.MaxPool2d(3, stride=2, padding=1), (3, 5, 9, 8)),
+    "layernorm": (cg.nn.LayerNorm((5, 7)), (3, 4, 5, 7)),
+    "groupnorm": (cg.nn.GroupNorm(2, 6), (3, 6, 5, 7)),
+    "softmax": (cg.nn.Softmax(1), (3, 17)),
+    "gelu": (cg.nn.GELU(), (3, 17)),
+    "prelu": (cg.nn.PReLU(5), (3, 5, 7)),
+    "upsample": (cg.nn.Upsample(scale_factor=2, mode="bilinear"), (2, 3, 5, 6)),
+    "reflected": (cg.nn.ReflectionPad2d(2), (2, 3, 5, 6)),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_stay_inside(name, tmp_path):
+    """Forward and backward of each layer, at every x86-64 level that runs here, at three batches."""
+    layer, shape = LAYERS[name]
+    levels = [t for t in ("x86-64-v2", "x86-64-v3", "x86-64-v4") if runs_here(target(t))]
+    export(cg.compile(layer, input=shape), tmp_path, name=name, target=levels or None)
+    check(tmp_path, name, [shape[0], 1, 7])
 
 
 @pytest.mark.full

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from convgen.errors import ShapeError
@@ -12,7 +13,8 @@ from convgen.layers.loss import Loss
 from convgen.layers.update import Optimizer
 from convgen.runtime.module import Graph, Node, trace
 from convgen.runtime.network import Network
-from convgen.runtime.plan import NetworkTape, Region, TrainingTape, Weights
+from convgen.runtime.plan import BackwardTape, NetworkTape, Region, TrainingTape, Weights
+from convgen.symbolic.program import Program
 from convgen.symbolic.samples import is_per_sample
 from convgen.types import DType, i64
 
@@ -191,12 +193,11 @@ class NetworkSubject:
         return section
 
 
-class _Backward(TrainingTape):
+class _Backward(BackwardTape):
     """Forward and backward for a cotangent from outside, with gradients to the inputs."""
 
     def __init__(self, graph: Graph, weights: Weights, build: Build) -> None:
-        # Nothing of a loss is recorded, so none is needed.
-        super().__init__(graph, weights, build, None, None)  # type: ignore[arg-type]
+        super().__init__(graph, weights, build, wrt=[v.number for v in graph.inputs])
         self.boundary = 0
         self.dy: list[Region] = []
         self.dx: list[Region | None] = []
@@ -204,9 +205,6 @@ class _Backward(TrainingTape):
         for node in graph.nodes:
             if node.layer.is_view and node.inputs[0] in self.given:
                 self.given.add(node.output)
-
-    def _dependent_values(self) -> set[int]:
-        return {v.number for v in self.graph.values if v.dtype is None}
 
     def record(self) -> None:
         for node in self.graph.nodes:
@@ -218,9 +216,7 @@ class _Backward(TrainingTape):
             self.cotangents.setdefault(value.number, []).append(self.dy[-1])
         for node in reversed(self.graph.nodes):
             self.backward(node)
-        for name, parts in self.uses.items():
-            shape = self.weights.places[name][1]
-            self.total(f"d.{name}.sum", parts, shape, self._gradient_part(name))
+        self.total_uses()
         for i, value in enumerate(self.graph.inputs):
             self.dx.append(self._input_gradient(i, value.number, value.shape))
 
@@ -233,26 +229,13 @@ class _Backward(TrainingTape):
         region = self.builder.region(f"dx{i}", shape)
         return self.total(f"dx{i}.sum", parts, shape, region)
 
-    def backward(self, node: Node) -> None:
-        """As the base, with the gradients to the network's own inputs in a call of their own, so
-        that they can be left out."""
-        wanted = self.wrt(node)
-        outside = [name for name, goal in wanted if isinstance(goal, int) and goal in self.given]
-        reached = any(self.cotangents.get(o) for o in node.outputs)
-        if node.layer.is_view or not outside or not reached:
-            super().backward(node)
-            return
-        behind, known = self.backwards[node.output]
-        bound = dict(known)
-        for tensor, number in zip(self.program(node).outputs, node.outputs, strict=True):
-            if tensor.dtype.is_float:
-                bound["d" + tensor.name] = self.cotangent(node, number)
-        for name, goal in wanted:
-            bound["d" + name] = self._goal_region(node, name, goal)
-        inner = ["d" + name for name, _ in wanted if name not in outside]
-        for group in (inner, *(["d" + name] for name in outside)):
+    def call_backward(self, node: Node, behind: Program, bound: Mapping[str, Region]) -> None:
+        """The gradients to the network's own inputs in calls of their own: they can be left out."""
+        wanted = {"d" + name: goal in self.given for name, goal in self.wrt(node)}
+        inner = [name for name, outside in wanted.items() if not outside]
+        for group in (inner, *([name] for name, outside in wanted.items() if outside)):
             if group:
-                self.builder.call(f"d.{node.path}", restricted(behind, group), bound)
+                super().call_backward(node, restricted(behind, group), bound)
 
 
 def _formulas(network: Network) -> list[str]:

@@ -6,7 +6,7 @@ reverse order, and the optimizer's step, all formulas.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from convgen.layers.base import Layer, Shape
 from convgen.layers.dense import Add
@@ -128,8 +128,11 @@ class BackwardTape(NetworkTape):
             if tensor.dtype.is_float:
                 bound["d" + tensor.name] = self.cotangent(node, number)
         for name, goal in self.wrt(node):
-            region = self._goal_region(node, name, goal)
-            bound["d" + name] = region
+            bound["d" + name] = self._goal_region(node, name, goal)
+        self.call_backward(node, behind, bound)
+
+    def call_backward(self, node: Node, behind: Program, bound: Mapping[str, Region]) -> None:
+        """Record what computes a node's gradients, all of them bound."""
         self.builder.call(f"d.{node.path}", behind, bound)
 
     def cotangent(self, node: Node, number: int) -> Region:
