@@ -91,6 +91,8 @@ def resolve(
     if re.fullmatch(r"\s*[A-Za-z_]\w*\(.*\)\s*", text, re.DOTALL):
         layer = parse_layer(text)
         return _with_shape(Subject(repr(layer), module=layer, shape=shape))
+    if re.match(r"\s*[A-Za-z_]\w*\(", text) and text.count("(") > text.count(")"):
+        raise DataError(f"cannot read {text!r}", expected="as many ) as (")
     if Path(text).is_file():
         _, facts = checkpoint.read_network(Path(text))
         saved = tuple(facts["shapes"][0])

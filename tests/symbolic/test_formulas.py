@@ -237,6 +237,11 @@ def test_names_are_escaped():
     assert r"\mathrm{new\_x}_{i}" in program.latex()
 
 
+def test_a_choice_of_several_is_one_brace():
+    program = parse("Y[i] = select(X[i] < 0, 1, select(X[i] < 2, 5, X[i]))", X=3)
+    assert program.latex().count(r"\begin{cases}") == 1 and program.latex().count("otherwise") == 1
+
+
 def test_letters_that_are_not_latin():
     alpha, sigma, accent = "\N{GREEK SMALL LETTER ALPHA}", "\N{GREEK CAPITAL LETTER SIGMA}", "\xe9"
     program = parse(f"{sigma}[i] = {alpha}[i] * {accent}[i]", **{alpha: 3, accent: 3})

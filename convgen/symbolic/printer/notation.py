@@ -205,8 +205,11 @@ class NotationWriter:
     def call(self, e: Any) -> Box:
         match e:
             case functions.select():
-                chosen, other = self.body(e.args[1]), self.body(e.args[2])
-                return Cases(((chosen, self.condition(e.args[0])), (other, None)))
+                rows: list[tuple[Box, Box | None]] = []
+                while isinstance(e, functions.select):  # a choice among the rest goes on below
+                    rows.append((self.body(e.args[1]), self.condition(e.args[0])))
+                    e = e.args[2]
+                return Cases((*rows, (self.body(e), None)))
             case functions.equal() | functions.less() | functions.less_equal():
                 return Fence("[]", self.condition(e))
             case functions.abs_():
