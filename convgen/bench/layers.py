@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convgen.bench.arrays import random_array
+from convgen.bench.bounds import Work, work_of
 from convgen.bench.subjects import Subject
 from convgen.bench.timing import Timing, interleave
 from convgen.bench.written import WRITTEN
@@ -21,9 +22,11 @@ from convgen.ir.visit import walk
 from convgen.passes.lower import lower
 from convgen.runtime import kernel as kernels
 from convgen.runtime.arrays import new_array
+from convgen.schedule.cost import machine_of
 from convgen.symbolic import dsl
 from convgen.symbolic.derive import split
 from convgen.symbolic.program import Program
+from convgen.target import target
 from convgen.types import f32
 
 Array = NDArray[Any]
@@ -33,9 +36,11 @@ _TOLERANCE = 2e-4  # of the largest element
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One measured layer: milliseconds (median, smallest, largest), bytes of all arguments,
-    operations as the formula counts them, the time in which as many bytes are copied divided by
-    this one's (the smallest of both), the best peer's time and its ratio to this one's."""
+    """One measured layer: milliseconds (median, smallest, largest), bytes that its stages read and
+    write, operations as the formula counts them, the time in which as many bytes are copied divided
+    by this one's (the smallest of both), the best peer's time and its ratio to this one's.
+    instruction_milliseconds: what the instructions of the hot loops take at least; bound: the
+    longer of that and the copy; share_of_bound: its time divided by this one's."""
 
     case: str
     which: str
@@ -46,6 +51,9 @@ class Row:
     megabytes: float
     gigaflop: float
     share_of_copy: float
+    instruction_milliseconds: float
+    bound: str
+    share_of_bound: float
     error: float | None = None
     peer: str | None = None
     peer_milliseconds: float | None = None
@@ -104,12 +112,12 @@ class Compiled:
         """What the last call of a pass gave."""
         return self._out["backward" if which == "both" else which]
 
-    def bytes(self, which: str) -> int:
-        """Bytes of all arguments, each once."""
+    def work(self, which: str) -> Work:
+        """Bytes that move and cycles of instructions, of all kernels of a pass."""
         parts = ("ahead", "backward") if which == "both" else (which,)
-        return sum(
-            a.nbytes for one in parts for a in [*self._inputs(self._programs[one]), *self._out[one]]
-        )
+        kernels_ = [(self._programs[one], self._kernels[one]) for one in parts]
+        found = [work_of(program, one.asm, one.target) for program, one in kernels_]
+        return Work(sum(w.bytes for w in found), sum(w.cycles for w in found))
 
     def operations(self, which: str) -> int:
         """Floating-point operations as the formulas have them."""
@@ -233,11 +241,11 @@ def _measure_one(
         raise InternalError(
             f"{which} of {subject.name} differs from its peer by {error:.1e}", stage="bench.layers"
         )
-    size, work = compiled.bytes(which), compiled.operations(which)
-    copying = Copying(size, threads)
+    work = compiled.work(which)
+    copying = Copying(work.bytes, threads)
     times = interleave({"": call, **peers, "copy": copying.run}, seconds, threads=threads)
     best = min(peers, key=lambda name: times[name].median, default=None)
-    row = _row(subject, which, threads, times[""], size, work, times["copy"])
+    row = _row(compiled, which, threads, times[""], work, times["copy"])
     if best is None:
         return row
     peer = times[best].median
@@ -251,24 +259,23 @@ def _measure_one(
 
 
 def _row(
-    subject: Subject,
-    which: str,
-    threads: int,
-    timing: Timing,
-    size: int,
-    work: int,
-    copy: Timing,
+    compiled: Compiled, which: str, threads: int, timing: Timing, work: Work, copy: Timing
 ) -> Row:
+    instructions = work.cycles / (machine_of(target("native")).clock * 1e9) / threads
+    limit = max(copy.smallest, instructions)
     return Row(
-        case=subject.name,
+        case=compiled.subject.name,
         which=which,
         threads=threads,
         milliseconds=timing.median * 1e3,
         milliseconds_min=timing.smallest * 1e3,
         milliseconds_max=timing.largest * 1e3,
-        megabytes=size / 1e6,
-        gigaflop=work / 1e9,
+        megabytes=work.bytes / 1e6,
+        gigaflop=compiled.operations(which) / 1e9,
         share_of_copy=copy.smallest / timing.smallest,
+        instruction_milliseconds=instructions * 1e3,
+        bound="copy" if limit == copy.smallest else "instructions",
+        share_of_bound=limit / timing.smallest,
     )
 
 

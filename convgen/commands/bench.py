@@ -404,7 +404,8 @@ def _layer_line(row: Any) -> str:
     return (
         f"{row.case:>17}  {row.which:>8}  {row.milliseconds:8.3f} ms "
         f"({row.milliseconds_min:.3f}..{row.milliseconds_max:.3f})  {row.megabytes:6.1f} MB  "
-        f"{row.share_of_copy:5.2f} of a copy  {ratio}"
+        f"{row.share_of_copy:5.2f} of a copy, {row.share_of_bound:5.2f} of the bound by "
+        f"{row.bound} ({row.instruction_milliseconds:.3f} ms)  {ratio}"
     )
 
 

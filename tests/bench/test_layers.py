@@ -8,12 +8,16 @@ from click.testing import CliRunner
 
 import convgen.__main__ as command_line
 from convgen.backends import llvm
-from convgen.bench import layers, subjects
+from convgen.bench import bounds, layers, subjects
 from convgen.bench.bandwidth import KINDS, levels, moving_kernel
 from convgen.bench.forkjoin import measure_fork_join, waiting_kernel
 from convgen.bench.written import WRITTEN
 from convgen.errors import UserError
 from convgen.ir.interpret import interpret
+from convgen.passes import pipeline
+from convgen.runtime.build import lowered
+from convgen.schedule.cost import machine_of
+from convgen.symbolic.derive import split
 from convgen.target import target
 from convgen.types import f32
 
@@ -75,3 +79,30 @@ def test_fork_and_join_wait_for_every_task():
     y = interpret(kernel, {})["Y"]
     np.testing.assert_array_equal(y[::8], 8000.0)
     assert measure_fork_join(2, seconds=0.01) >= 0
+
+
+def test_bytes_are_counted_once_a_stage():
+    """Batch norm reads X twice and writes it once, its gradient reads two arrays twice."""
+    image = 16 * 56 * 56 * 64 * 4
+    machine = target("x86-64-v4")
+    program = subjects.batch_norm()
+    ahead, behind = split(program, ["X", "gamma", "beta"])
+
+    def images(one):
+        return bounds.moved(pipeline.scheduled(lowered(one, True), None, machine)) / image
+
+    assert 3 <= images(program) < 3.1 and 3 <= images(ahead) < 3.1
+    assert 5 <= images(behind) < 5.1
+    assert 2 <= images(subjects.relu()) < 2.01
+    assert 2 <= images(subjects.softmax()) < 6  # a stage inside another counts what it reads
+    assert images(split(subjects.max_pool(), ["X"])[1]) == 1 + (1 + 1 / 4) / 4
+
+
+def test_instructions_of_the_hot_loop():
+    """Two stores of 64 bytes take two cycles at least, and so often as the bytes ask for."""
+    lines = ["\tvmaxps (%rax), %zmm0, %zmm1", "\tvmovups %zmm1, (%rbx)"] * 2
+    text = "\n".join(["f:", ".L1:", *lines, "\taddq $128, %rax", "\tjne .L1", "\tretq"])
+    machine = machine_of(target("x86-64-v4"))
+    assert bounds._cycles(text, 1280, 1280, machine) == 10 * 2.0
+    reading = text.replace("\tvmovups %zmm1, (%rbx)", "\tvaddps (%rcx), %zmm1, %zmm1")
+    assert bounds._cycles(reading, 64, 2560, machine) == 10 * 2.0
