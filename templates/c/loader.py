@@ -20,6 +20,7 @@ import numpy as np
 NAME = "{{ name }}"
 ABI = {{ abi }}
 FORMAT = {{ format }}
+_PARTS = ("targets", "arrays", "files", "weights", "batch", "backward", "step", "hyper")
 _MACHINES = {"x86_64": "x86-64", "amd64": "x86-64", "aarch64": "aarch64", "arm64": "aarch64"}
 
 
@@ -52,6 +53,8 @@ def _shape(port, batch):
 
 def _check_file(path, facts):
     """A file as the manifest has it, or an error that says what is wrong."""
+    if not isinstance(facts, dict) or not {"bytes", "sha256"} <= facts.keys():
+        raise BundleError(f"there is no digest of {path.name}; take all files from one export")
     if not path.is_file():
         raise BundleError(f"{path.name} is missing from {path.parent}")
     data = path.read_bytes()
@@ -77,6 +80,26 @@ def _check_manifest(facts):
                 f"MANIFEST.json is not of this bundle: expected {key} {wanted!r}, "
                 f"got {found.get(key)!r}; take all files from one export"
             )
+    missing = [key for key in _PARTS if key not in found]
+    if missing:
+        raise BundleError(f"MANIFEST.json is damaged: {', '.join(missing)} missing")
+
+
+def _whole(name, value, least, most):
+    """A whole number within its limits, or an error."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise BundleError(f"{name}: expected a whole number, got {value!r}")
+    if not least <= value <= most:
+        raise BundleError(f"{name}: expected {least} to {most}, got {value}")
+    return int(value)
+
+
+def _array(name, value):
+    """What NumPy makes of a value, or an error."""
+    try:
+        return np.asarray(value)
+    except Exception as problem:
+        raise BundleError(f"{name}: expected an array, got {type(value).__name__}: {problem}") from None
 
 
 class Bundle:
@@ -92,9 +115,12 @@ class Bundle:
         self.manifest = _read_json(folder / "MANIFEST.json")
         _check_manifest(self.manifest)
         here = _MACHINES.get(platform.machine().lower(), platform.machine())
-        names = [t["name"] for t in self.manifest["targets"]]
+        names = [str(t.get("name")) for t in self.manifest["targets"]]
         if not any(n.startswith(here) for n in names):
             raise BundleError(f"made for {', '.join(names)}; this machine is {here}")
+        threads = _whole("threads", threads, 1, 1024)
+        if level is not None:
+            level = _whole(f"level (of {', '.join(names)})", level, 0, len(names) - 1)
         library = folder / f"lib{NAME}.so"
         _check_file(library, _read_json(folder / f"lib{NAME}.so.json"))
         self._library = ctypes.CDLL(str(library))
@@ -198,7 +224,7 @@ class Bundle:
         kind = self.manifest["weights"]["kind"]
         if weights is None and kind == "file":
             path = folder / f"{NAME}.weights"
-            _check_file(path, self.manifest["files"][path.name])
+            _check_file(path, self.manifest["files"].get(path.name))
             block = np.fromfile(path, np.uint8)
             return [
                 block[p["offset"] : p["offset"] + p["bytes"]]
@@ -215,6 +241,9 @@ class Bundle:
             if missing:
                 raise BundleError(f"weights: missing {', '.join(missing)}")
             weights = [weights[p["name"]] for p in ports]
+        if not isinstance(weights, (list, tuple)):
+            kind = type(weights).__name__
+            raise BundleError(f"weights: expected arrays in order, or by name, got {kind}")
         return self._checked("weights", weights, None)
 
     def _checked(self, group, arrays, batch):
@@ -224,13 +253,15 @@ class Bundle:
             raise BundleError(f"{group}: expected {len(ports)} arrays, got {len(arrays)}")
         ready = []
         for port, array in zip(ports, arrays):
-            array = np.asarray(array)
+            array = _array(port["name"], array)
             wanted = _DTYPES[port["dtype"]]
             if array.dtype != wanted:
                 raise BundleError(f"{port['name']}: expected dtype {wanted}, got {array.dtype}")
             shape = _shape(port, batch)
             if array.shape != shape:
-                raise BundleError(f"{port['name']}: expected shape {shape}, got {array.shape}")
+                free = group == "x" and port["batch"]
+                said = str(("N", *shape[1:]) if free else shape).replace("'", "")
+                raise BundleError(f"{port['name']}: expected shape {said}, got {array.shape}")
             ready.append(np.require(array, requirements="CA"))
         return ready
 
@@ -263,7 +294,7 @@ class Bundle:
     def _batch(self, arrays):
         for port, array in zip(self._arrays["x"], arrays):
             if port["batch"]:
-                return np.asarray(array).shape[0] if np.asarray(array).ndim else 0
+                return next(iter(_array(port["name"], array).shape), 0)
         return self.manifest["batch"]
 
     def forward(self, *x, seed=0, save=False):
@@ -271,6 +302,7 @@ class Bundle:
 
         save: as in training; keeps what `backward` reads.
         """
+        seed = _whole("seed", seed, 0, 2**64 - 1)
         batch = self._batch(x)
         x = self._checked("x", x, batch)
         y = self._own("y", batch)
@@ -336,11 +368,18 @@ class Bundle:
             raise BundleError(f"{NAME} was made without a training step")
         if self._weights is None:
             raise BundleError("a step changes weights: hand them in with weights=")
+        seed = _whole("seed", seed, 0, 2**64 - 1)
         batch = self._batch(x)
         x = self._checked("x", x, batch)
-        (labels,) = self._checked("labels", [labels], batch)
+        if batch != self.manifest["batch"]:
+            raise BundleError(f"step: expected a batch of {self.manifest['batch']}, got {batch}")
+        labels = self._labels(labels, batch)
+        names = self.manifest["hyper"]
+        rates = _array("hyper", hyper).reshape(-1)
+        if rates.dtype.kind not in "iuf" or rates.size != len(names):
+            raise BundleError(f"hyper: expected numbers for {', '.join(names)}, got {hyper!r}")
         element = _DTYPES[self._arrays["weights"][0]["dtype"]]
-        rates = np.array(hyper, element).reshape(-1)
+        rates = np.ascontiguousarray(rates, element)
         loss = np.zeros((), element)
         self._raise(
             self._call(
@@ -361,6 +400,18 @@ class Bundle:
             )
         )
         return float(loss)
+
+    def _labels(self, labels, batch):
+        """Targets of a step; numbers of classes lie within the outputs."""
+        (labels,) = self._checked("labels", [labels], batch)
+        classes = self._arrays["y"][0]["shape"][1:2]
+        if labels.dtype.kind == "i" and labels.size and classes:
+            least, most = int(labels.min()), int(labels.max())
+            if least < 0 or most >= classes[0]:
+                raise BundleError(
+                    f"labels: expected 0 to {classes[0] - 1}, got {least} to {most}"
+                )
+        return labels
 
     def step_seed(self, seed, step):
         """The seed that convgen's own training with `seed` takes in step number `step` (from 0)."""

@@ -235,6 +235,33 @@ def test_loader_refuses_arrays_that_do_not_fit(bundle):
     assert np.array_equal(bundle.forward(np.asfortranarray(x)), bundle.forward(x))
 
 
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (lambda m, b, x, n: m.Bundle(threads=0), "threads: expected 1 to 1024, got 0"),
+        (lambda m, b, x, n: m.Bundle(threads="2"), "threads: expected a whole number"),
+        (lambda m, b, x, n: m.Bundle(level=7), "level .*expected 0 to 0, got 7"),
+        (lambda m, b, x, n: m.Bundle(3), "arrays in order, or by name, got int"),
+        (lambda m, b, x, n: b.forward(), "expected 1 arrays, got 0"),
+        (lambda m, b, x, n: b.forward(x[0]), r"expected shape \(N, 6\), got \(6,\)"),
+        (lambda m, b, x, n: b.forward([[1.0], [1, 2]]), "x: expected an array, got list"),
+        (lambda m, b, x, n: b.forward(x, seed=-1), "seed: expected 0 to"),
+        (lambda m, b, x, n: b.step(x, labels=n, hyper=[]), "expected numbers for lr"),
+        (lambda m, b, x, n: b.step(x, labels=n, hyper=["a"]), "expected numbers for lr"),
+        (lambda m, b, x, n: b.step(x, labels=n, hyper=[1, 2]), "expected numbers for lr"),
+        (lambda m, b, x, n: b.step(x, labels=n + 3, hyper=[1]), "labels: expected 0 to 2, got 3"),
+        (lambda m, b, x, n: b.step(x, labels=n - 1, hyper=[1]), "got -1"),
+        (lambda m, b, x, n: b.step(x[:2], labels=n[:2], hyper=[1]), "a batch of 4, got 2"),
+        (lambda m, b, x, n: b.step(x, labels=n, hyper=[1], seed=0.5), "seed: expected a whole"),
+    ],
+)  # fmt: skip
+def test_loader_says_what_it_expected(trained, spoil, text):
+    module = sys.modules[type(trained).__module__]
+    x, labels = np.zeros((4, 6), np.float32), np.zeros(4, np.int64)
+    with pytest.raises(module.BundleError, match=text):
+        spoil(module, trained, x, labels)
+
+
 def test_damaged_bundles_are_refused(dense, tmp_path):
     def copy(name, change):
         folder = tmp_path / name
@@ -282,6 +309,13 @@ def test_damaged_bundles_are_refused(dense, tmp_path):
 
         return change
 
+    def without(folder):
+        facts = json.loads((folder / "MANIFEST.json").read_text())
+        del facts["targets"]
+        (folder / "MANIFEST.json").write_text(json.dumps(facts))
+
+    assert "targets missing" in copy("part", without)
+    assert "no digest" in copy("digest", lambda f: (f / "libdense.so.json").write_text("[]"))
     assert "expected format 1, got 2" in copy("format", newer("format"))
     assert "expected abi 1, got 2" in copy("abi", newer("abi"))
 
