@@ -357,7 +357,8 @@ class _Recipe:
     def ahead(self, facts: Facts) -> int:
         """Registers that unrolled iterations need beside the states and two that are left free:
         the tile keeps the values of the operand that has the fewest; LLVM loads those of two
-        neighbours together, and spills states where they do not fit beside one of the other's."""
+        neighbours together, and spills states where they do not fit beside one of the other's.
+        Below 512 bits a broadcast needs a register, no multiply-add reads it from memory."""
         nest = self.nest
         sizes = {
             o.name: vector_count(loop_extent(nest, o), facts.lanes)
@@ -370,7 +371,7 @@ class _Recipe:
             for operand in facts.operands
             if operand.body
         ]
-        return 2 * min(kept, default=1) - 1
+        return 2 * min(kept, default=1) - (self.target.vector_bits >= 512)
 
     def slide(self, loop: Loop, copies: float, facts: Facts) -> bool:
         """Cut a long reduce loop into short runs, written out, where the tile slides along an

@@ -137,7 +137,6 @@ SHORT = {
     ("res1", "input", "x86-64-v3"): FULL,
     ("res1", "input", "x86-64-v4"): FULL,
     ("vgg1_1", "input", "x86-64-v3"): FULL,
-    ("res2_1x1", "weights", "x86-64-v3"): FULL,
 }
 LEVELS = [("x86-64-v4", f32), ("x86-64-v4", f64), ("x86-64-v3", f32), ("x86-64-v3", f64)]
 COVERING = [
