@@ -301,6 +301,8 @@ class ReduceNode:
     """One reduce of a nest: combine lift(body) over the nest's loops with this reduce number, where
     all guards hold. `position` is the row-major position in the reduced ranges.
     `carried`: the states of the tile are held in registers through the reduce loops.
+    `follows`: the buffer in whose order the points of the tile and of the innermost unrolled reduce
+    loops run; each state still meets its elements in the order of the loops.
     `factored`: names of reduce loops whose iterations keep states of their own, joined at the end
     in loop order (rfactor). `beside`: an earlier reduce in whose loops this one runs, together
     with it point by point; it has no loops of its own and the same `factored`."""
@@ -310,6 +312,7 @@ class ReduceNode:
     guards: tuple[Constraint, ...]
     position: Affine
     carried: bool = False
+    follows: str = ""
     factored: tuple[str, ...] = ()
     beside: int | None = None
 

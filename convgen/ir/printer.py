@@ -293,6 +293,7 @@ def _reduce_lines(nest: Nest, number: int, tile: list[Loop], pad: str, lines: li
     name = names.reduces[number]
     tiled = f"[{', '.join(lp.name for lp in tile)}]" if tile else ""
     notes = ["in registers"] if reduce.carried else []
+    notes += [f"in the order of {reduce.follows}"] if reduce.follows else []
     if reduce.factored:
         notes.append("one for each " + ", ".join(reduce.factored))
     if reduce.beside is not None:

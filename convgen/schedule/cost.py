@@ -12,8 +12,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from convgen.schedule.facts import Facts, Operand
-from convgen.schedule.reuse import bytes_of_part, distinct_rows, fresh_vectors
-from convgen.schedule.tiles import Tile
+from convgen.schedule.reuse import (
+    LINE,
+    PAGE,
+    bytes_of_part,
+    crowd,
+    distance,
+    distinct_rows,
+    fresh_vectors,
+    is_read_once,
+)
+from convgen.schedule.tiles import Tile, mean_height, tile_count
 from convgen.target import Target
 
 
@@ -56,8 +65,6 @@ FAR = 4.0  # cycles of a store to a page of its own; half of it to a line
 FILLED = 0.75  # share of the third cache that one nest may use
 REUSED = 16  # uses of an element in a call from which its copy is taken to serve many calls
 CODE = 5e-4  # what a statement of the tile adds: equal candidates are told apart by size
-
-LINE, PAGE = 64, 4096  # bytes of a cache line, of a page (and of one way of the first cache)
 L1_WAYS = 8
 
 # The first row whose text occurs in the model's own name for itself.
@@ -186,15 +193,6 @@ def idle_share(tasks: int, cycles: float) -> float:
     return 1 + 0.5 / max(1, tasks) if cycles > WORTH_SHARING else 1.0
 
 
-def mean_height(facts: Facts, name: str, cover: tuple[int, ...]) -> float:
-    """The average size of the tiles that cover a loop."""
-    return facts.outputs[name] / tile_count(facts.outputs[name], cover)
-
-
-def tile_count(extent: int, cover: tuple[int, ...]) -> int:
-    return max(1, -(-extent // max(cover)))
-
-
 def _first_of(facts: Facts, packs: frozenset[str]) -> list[Operand]:
     """One operand for each packed buffer."""
     found: dict[str, Operand] = {}
@@ -280,18 +278,19 @@ def tile_cycles(
         times = math.prod(tile[name] for name in along)
         moved = packed and candidate.vector in operand.strides
         reach = operand.strides if moved or not packed else operand.pitches
-        times *= 1 + sum(_distance(reach[name], operand.bytes) for name in along)
+        times *= 1 + sum(distance(reach[name], operand.bytes) for name in along)
         shared = 1.0
         if candidate.vector not in operand.strides:
             streamed += _lines(facts, operand, tile, packed, machine)
-        crowd = max((_crowd(reach[n], tile[n], operand.bytes) for n in along), default=0.0)
-        if crowd > L1_WAYS - 1:  # lines of one set push one another out of the first cache
-            streamed += LINE * times * min(1.0, crowd / L1_WAYS) / machine.l2
+        together = max((crowd(reach[n], tile[n], operand.bytes) for n in along), default=0.0)
+        if together > L1_WAYS - 1:  # lines of one set push one another out of the first cache
+            streamed += LINE * times * min(1.0, together / L1_WAYS) / machine.l2
         stride = operand.strides.get(candidate.vector, 0)
         if candidate.vector in operand.strides:
             differ = distinct_rows(operand, tile)
             times *= vectors * differ
-            shared, kept = _shared(facts, operand, tile, vectors) if crowded else (1.0, 0.0)
+            sharing = _shared(facts, operand, candidate, tile, vectors)
+            shared, kept = sharing if crowded else (1.0, 0.0)
             turn = 0.0 if shared < 1.0 else max(turn, kept)
             if candidate.vector in operand.shifted:
                 times *= 1.0 + facts.lanes * operand.bytes / 128  # most cross a line
@@ -299,6 +298,8 @@ def tile_cycles(
             fetched += times * shared * gather_cost(facts, step, machine)
             rate = _bandwidth(facts, operand, candidate, machine)
             fresh = fresh_vectors(facts, operand, candidate.vector, candidate.width, tile)
+            if is_read_once(facts, operand):
+                fresh = shared * math.prod(tile[name] for name in along)
             streamed += vectors * facts.lanes * operand.bytes * fresh * differ / rate
         fetched += times * shared
         if operand.edged and not packed:
@@ -337,14 +338,14 @@ def _turn(facts: Facts, statements: float) -> float:
 
 
 def _shared(
-    facts: Facts, operand: Operand, tile: dict[str, float], vectors: int
+    facts: Facts, operand: Operand, candidate: Candidate, tile: dict[str, float], vectors: int
 ) -> tuple[float, float]:
     """The share of a vector operand's loads that is left when the reduce loops that slide it
     through the tile are unrolled: 1 where they are too long or the registers too few. Then also
     what the turns of those that stay loops cost, else 0."""
     height = math.prod(tile.values())
     copies = height * vectors * facts.operations
-    rows, share, windows = 0.0, 1.0, 0
+    rows, share, windows, taps = 0.0, 1.0, 0, 1
     slid: set[str] = set()
     for window in operand.windows:
         outs = [n for n in window if n in tile]
@@ -361,13 +362,17 @@ def _shared(
         distinct = min(distinct, size * steps)
         copies *= steps
         share *= distinct / (size * steps)
-        rows, windows = max(rows, distinct * vectors), max(windows, steps)
+        rows, windows = (rows or vectors) * distinct, max(windows, steps)
+        taps *= steps
         slid.add(inner[0])
     if not slid:
         return 1.0, 0.0
     if any(facts.reduces[n] <= SLIDING for n in slid):
         copies *= math.prod(e for n, e in facts.reduces.items() if n not in slid)
-    live = height * vectors * facts.states + rows + windows
+    live = rows + windows
+    if all(candidate.vector in o.strides for o in facts.operands if o.body):
+        live = min(live, (taps + 1) * vectors + 2)  # points in the order of the operand
+    live += height * vectors * facts.states
     if copies <= UNROLLED and live <= facts.registers + 2:
         return share, 0.0
     short = facts.order[0]
@@ -398,20 +403,6 @@ def _outside(
     return 1 - inside
 
 
-def _distance(stride: int | None, size: int) -> float:
-    """What elements some way apart add to the cost of reading them: lines, pages of their own."""
-    reach = PAGE if stride is None else abs(stride) * size
-    return 0.0 if reach <= size else 0.02 if reach < LINE else 0.05 if reach < PAGE else 0.12
-
-
-def _crowd(stride: int | None, count: float, size: int) -> float:
-    """Lines that share a set of the first cache, of `count` elements so far apart."""
-    reach = abs(stride or 0) * size
-    if reach < LINE:
-        return 1.0
-    return count / min(count, PAGE // math.gcd(PAGE, reach))
-
-
 def gather_cost(facts: Facts, stride: int | None, machine: Machine) -> float:
     """What a vector costs beyond one load: small steps are loads and shuffles."""
     if stride in (0, 1, -1):
@@ -424,6 +415,8 @@ def _bandwidth(facts: Facts, operand: Operand, candidate: Candidate, machine: Ma
     """Bytes per cycle at which a tile reads its part of the vector operand, from where that stays
     between the tiles that share it."""
     part = {candidate.vector: candidate.width, **{n: max(c) for n, c in candidate.tile}}
+    if is_read_once(facts, operand):
+        return bandwidth_of(facts, min(operand.elements * operand.bytes, facts.l2 / 2), machine)
     return bandwidth_of(facts, bytes_of_part(facts, operand, part), machine)
 
 

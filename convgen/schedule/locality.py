@@ -15,7 +15,8 @@ from itertools import permutations
 from convgen.ir.nodes import Kernel, Nest
 from convgen.ir.regions import loop_extent
 from convgen.schedule.access import in_loops, loads_of, trips
-from convgen.schedule.cost import LINE, Machine
+from convgen.schedule.cost import Machine
+from convgen.schedule.reuse import LINE
 from convgen.target import Target
 
 # Share of a cache that operands may fill: its sets fill unevenly, and others use it too.

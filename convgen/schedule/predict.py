@@ -21,14 +21,13 @@ from convgen.schedule.cost import (
     chunks_of,
     copy_cycles,
     machine_of,
-    mean_height,
     rates_for,
     store_cycles,
-    tile_count,
     tile_cycles,
 )
 from convgen.schedule.directives.base import all_nests, is_packing
 from convgen.schedule.facts import Facts, facts_of
+from convgen.schedule.tiles import mean_height, tile_count
 from convgen.target import Target
 
 

@@ -50,6 +50,7 @@ from convgen.schedule.directives.base import all_nests, find_nest
 from convgen.schedule.directives.mark import registers_needed
 from convgen.schedule.directives.split import best_cover
 from convgen.schedule.facts import Facts, facts_of, windows_of
+from convgen.schedule.following import follow_of, live_when_unrolled
 from convgen.schedule.fusion import Fusion, finish_consumer
 from convgen.schedule.locality import best_order
 from convgen.schedule.nesting import nested
@@ -331,7 +332,7 @@ class _Recipe:
             for loop in reversed([o for o in nest.loops if o.reduce == number]):
                 if loop.extent < 2:
                     continue
-                room = facts.registers - size * facts.states - self.shared(loop, facts)
+                room = facts.registers - size * facts.states - live_when_unrolled(nest, loop, facts)
                 short = loop.extent <= 16 and copies * loop.extent <= UNROLLED
                 if short and room >= 0:
                     copies *= loop.extent
@@ -349,7 +350,7 @@ class _Recipe:
         registers for what they share."""
         for steps in (4, 3, 2):
             whole = loop.extent % steps == 0 and steps < loop.extent
-            shared = self.shared(replace(loop, extent=steps), facts)
+            shared = live_when_unrolled(self.nest, replace(loop, extent=steps), facts)
             if whole and copies * steps <= UNROLLED and room - shared >= self.ahead(facts):
                 return steps
         return 1
@@ -390,7 +391,7 @@ class _Recipe:
             for n in range(min(SLIDING, loop.extent - 1), 2, -1)
             if copies * n <= UNROLLED
             and 0
-            < self.shared(replace(loop, extent=n), facts)
+            < live_when_unrolled(nest, replace(loop, extent=n), facts)
             <= facts.registers - size * facts.states
         ]
         if not fits:
@@ -409,28 +410,6 @@ class _Recipe:
         sizes |= {name: -(-sizes[name] // facts.lanes) for name in vectors}
         return is_crowded(facts, sizes, machine_of(self.target))
 
-    def shared(self, loop: Loop, facts: Facts) -> int:
-        """Vectors kept live when a loop is unrolled: operands that its iterations share."""
-        nest = self.nest
-        total = 0
-        tile = {o.name: o for o in tile_loops(nest)}
-        for operand in facts.operands:
-            both = operand.strides.keys() & tile.keys()
-            if not operand.body or loop.name not in operand.strides or not both:
-                continue
-            joint = any(
-                loop.name in names and names & tile.keys()
-                for names in (in_loops(nest, i).names() for i in operand.load.index)
-            )
-            if joint:
-                count = loop.extent - 1
-                for name in both:
-                    extent = loop_extent(nest, tile[name])
-                    vector = tile[name].kind is LoopKind.VECTOR
-                    count += -(-extent // facts.lanes) - 1 if vector else extent
-                total += count
-        return total
-
     def carry_states(self) -> None:
         nest = self.nest
         serial = [o.name for o in tile_loops(nest) if o.kind is LoopKind.SERIAL and o.extent > 1]
@@ -443,7 +422,7 @@ class _Recipe:
             )
             self.note(f"the states of the tile are not held in registers, {reason}")
             return
-        self.add(carry())
+        self.add(carry(follow=follow_of(nest, self.kernel, self.target)))
 
     def parallelize(self) -> None:
         nest = self.nest

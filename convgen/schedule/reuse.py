@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from convgen.schedule.facts import Facts, Operand
 
+LINE, PAGE = 64, 4096  # bytes of a cache line, of a page (and of one way of the first cache)
+
 
 def fresh_vectors(
     facts: Facts, operand: Operand, vector: str, width: int, tile: Mapping[str, float]
@@ -65,3 +67,25 @@ def distinct_rows(operand: Operand, tile: Mapping[str, float]) -> float:
         if name in tile:
             share *= min(1.0, period / tile[name])
     return share
+
+
+def is_read_once(facts: Facts, operand: Operand) -> bool:
+    """True for an operand of which every output has elements of its own: a tile finds in the first
+    cache what it shares with the tile before at most."""
+    moving = [n for n, extent in facts.outputs.items() if extent > 1]
+    points = math.prod(facts.outputs.values())
+    return all(n in operand.strides for n in moving) and points <= 1.25 * operand.elements
+
+
+def distance(stride: int | None, size: int) -> float:
+    """What elements some way apart add to the cost of reading them: lines, pages of their own."""
+    reach = PAGE if stride is None else abs(stride) * size
+    return 0.0 if reach <= size else 0.02 if reach < LINE else 0.05 if reach < PAGE else 0.12
+
+
+def crowd(stride: int | None, count: float, size: int) -> float:
+    """Lines that share a set of the first cache, of `count` elements so far apart."""
+    reach = abs(stride or 0) * size
+    if reach < LINE:
+        return 1.0
+    return count / min(count, PAGE // math.gcd(PAGE, reach))

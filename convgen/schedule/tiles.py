@@ -14,12 +14,13 @@ from convgen.schedule.facts import Facts
 Tile: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
 
 EXACT = 0.8  # share of the room from which tiles of one size are worth a look
+SQUARES = ((2, 2), (4, 2), (2, 4), (3, 3), (4, 4))  # of two loops that slide along one operand
 WHOLE = 2  # short loops that a tile takes as a whole beside parts of another
 
 
 def tiles(facts: Facts, vector: str, vectors: int) -> Iterator[Tile]:
-    """Tiles for a vector loop that takes so many vectors: none; parts of one output loop; short
-    ones as a whole with parts of another."""
+    """Tiles for a vector loop that takes so many vectors: none; parts of one output loop; of two
+    that slide along one operand; short ones as a whole with parts of another."""
     yield ()
     room = (facts.registers - vectors) // (vectors * max(1, facts.states))
     if not facts.reduces or room < 2:
@@ -29,6 +30,13 @@ def tiles(facts: Facts, vector: str, vectors: int) -> Iterator[Tile]:
     for name, extent in others.items():
         for sizes in heights(extent, room, 4 if name in slid else 2):
             yield ((name, sizes),)
+    long = [n for n, extent in others.items() if n in slid and extent > max(map(max, SQUARES))]
+    for pair in combinations(long, 2):
+        for square in SQUARES:
+            if math.prod(square) <= room:
+                yield tuple(
+                    (n, best_cover(others[n], s)) for n, s in zip(pair, square, strict=True)
+                )
     short = [name for name, extent in others.items() if 2 * extent <= room]
     for count in range(1, WHOLE + 1):
         for names in combinations(short, count):
@@ -67,3 +75,12 @@ def heights(extent: int, largest: int, parts: int = 2) -> list[tuple[int, ...]]:
             if exact >= EXACT * limit:
                 found[exact,] = None
     return list(found)
+
+
+def mean_height(facts: Facts, name: str, cover: tuple[int, ...]) -> float:
+    """The average size of the tiles that cover a loop."""
+    return facts.outputs[name] / tile_count(facts.outputs[name], cover)
+
+
+def tile_count(extent: int, cover: tuple[int, ...]) -> int:
+    return max(1, -(-extent // max(cover)))

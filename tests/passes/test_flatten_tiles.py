@@ -12,6 +12,7 @@ from convgen.affine import Affine
 from convgen.errors import InternalError
 from convgen.ir.interpret import interpret
 from convgen.ir.nodes import (
+    Block,
     For,
     Form,
     Kernel,
@@ -19,6 +20,7 @@ from convgen.ir.nodes import (
     LoopKind,
     Nest,
     Op,
+    Register,
     Segment,
     Set,
     Stmt,
@@ -211,6 +213,54 @@ def test_the_interior_has_no_tests() -> None:
     ]
     assert len(plain) >= 1
     assert_equal(kernel, flat)
+
+
+def most_live(flat: Kernel, buffer: str) -> int:
+    """The most vectors of a buffer that are read and still used at one statement of a block."""
+    most = 0
+    for block in (b for b in walk(body_of(flat)) if isinstance(b, Block)):
+        sets = [s for s in block.body if isinstance(s, Set)]
+        first = {
+            s.register: place
+            for place, s in enumerate(sets)
+            if isinstance(s.value, VectorLoad) and s.value.buffer == buffer
+        }
+        last = {
+            r.name: place
+            for place, s in enumerate(sets)
+            for r in walk(s.value)
+            if isinstance(r, Register) and r.name in first
+        }
+        for place in range(len(sets)):
+            most = max(most, sum(first[n] <= place < last[n] for n in last))
+    return most
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_points_follow_an_operand(sign: int) -> None:
+    """Each vector of X is read once, by points that follow one another; every state adds up what it
+    did before in the same order: the same bits."""
+    data, taps = cg.tensor("X", (12, 12, 16)), cg.tensor("W", (3, 3, 16))
+    read = data[y + sign * (i - 1), x + sign * (j - 1), c]
+    body = cg.sum_over([i, j], read * taps[i, j, c])
+    kernel = lower(cg.define("Y", [y, x, c], body, extents={y: 12, x: 12}))
+    text = (
+        "split(y, 2); split(x, 4); reorder(y_out, x_out, i, j, y_in, x_in, c); unroll(y_in); "
+        "unroll(x_in); unroll(j); unroll(i); vectorize(c); carry({})"
+    )
+    plain, ordered = (
+        flatten(parse_schedule(text.format(how)).apply(kernel, V4), V4) for how in ("", "follow=X")
+    )
+    rng = np.random.default_rng(5)
+    arrays = {
+        b.name: rng.normal(size=b.shape).astype("float32")
+        for b in kernel.buffers
+        if b.role == "input"
+    }
+    assert np.array_equal(interpret(plain, arrays)["Y"], interpret(ordered, arrays)["Y"])
+    assert_equal(kernel, ordered)
+    assert most_live(plain, "X") > 8
+    assert most_live(ordered, "X") == 1
 
 
 def test_a_producer_is_computed_inside() -> None:

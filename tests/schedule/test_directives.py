@@ -72,6 +72,10 @@ GOLDEN = {
     "vectorize": (line, "reorder(r, x); vectorize(x)"),
     "parallel": (lambda: window(2, 2, 4, 5), "parallel(n, k)"),
     "carry": (line, "cover(x, 10, 9); reorder(x_out, r, x_in); unroll(x_in); carry()"),
+    "carry_follow": (
+        line,
+        "cover(x, 10, 9); reorder(x_out, r, x_in); unroll(x_in); unroll(r); carry(follow=X)",
+    ),
     "rfactor": (line, "rfactor(r); unroll(r)"),
     "pack": (lambda: window(1, 3, 20, 5), "split(k, 8, tail='peel'); pack(W, k_in, hoist=True)"),
     "pack_edges": (lambda: window(1, 2, 4, 5), "pack(X)"),
@@ -241,6 +245,26 @@ REFUSED = {
         "reorder(r, x); vectorize(x); carry()",
         "carry(): the tile does not fit the vector registers; loops are r, x; expected at most 30 "
         "live vectors of 32, got 76; try a smaller tile",
+    ),
+    "carry that follows a stranger": (
+        line,
+        "reorder(r, x); vectorize(x); unroll(r); carry(follow=W)",
+        "carry(follow=W): an order of W is wanted; loops are r, x; expected one reduce that reads "
+        "one element of W, got 1 reduces with 0 such loads",
+    ),
+    "carry that follows through a loop": (
+        line,
+        "reorder(r, x); vectorize(x); carry(follow=X)",
+        "carry(follow=X): no reduce loop is written out; loops are r, x; expected an innermost "
+        "reduce loop that is unrolled, got none; try unroll first",
+    ),
+    "carry in an order that is none": (
+        lambda: line(16),
+        "split(r, 2, tail='guard'); reorder(r_out, r_in, x); vectorize(x); unroll(r_out); "
+        "unroll(r_in); carry(follow=X)",
+        "carry(follow=X): the order of X would not keep the order of the loops; loops are r_out, "
+        "r_in, x; expected each unrolled reduce loop in a dimension of X of its own, got "
+        "r_in + 2*r_out + x",
     ),
     "rfactor of an output": (
         line,

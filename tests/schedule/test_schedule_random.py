@@ -145,6 +145,7 @@ def random_directive(subject: Kernel, chance: random.Random) -> d.Directive:
         d.vectorize(pick, chance.random() < 0.5),
         d.parallel(*loops[: chance.randint(1, 2)]),
         d.carry(),
+        d.carry(follow=source),
         d.rfactor(pick),
         d.pack(source, *chance.sample(loops, chance.randint(0, 1)), hoist=chance.random() < 0.5),
         d.compute_at(source, pick),

@@ -24,6 +24,7 @@ directive = st.one_of(
     st.builds(d.vectorize, names, st.booleans(), nest=nests),
     st.builds(lambda a, n: d.parallel(*a, nest=n), st.lists(names, min_size=1), nests),
     st.builds(d.carry, nest=nests),
+    st.builds(lambda f, n: d.carry(follow=f, nest=n), names, nests),
     st.builds(d.rfactor, names, nest=nests),
     st.builds(
         lambda b, a, h, n: d.pack(b, *a, hoist=h, nest=n),

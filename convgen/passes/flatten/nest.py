@@ -23,6 +23,7 @@ from convgen.ir.simplify import simplify_affine
 from convgen.ir.visit import walk as walk_nodes
 from convgen.passes.flatten.edges import FOLDING, Elements, edge_limits, zero_limits
 from convgen.passes.flatten.emitter import Emitter
+from convgen.passes.flatten.following import straight_part
 from convgen.passes.flatten.loops import Loops, Walk, expands
 from convgen.passes.flatten.reduce import Reducing, adds_up, sorted_out
 from convgen.passes.flatten.scope import LANE, Scope
@@ -199,7 +200,19 @@ class NestWriter:
             skips=self._skips(members[0].node),
             attached=self._attached,
         )
-        self.loops.walk(stage.serial, scope, job)
+        straight = straight_part(stage.serial, members[0].node)
+        if not straight:
+            self.loops.walk(stage.serial, scope, job)
+            return
+
+        def ordered(inside: Scope) -> None:
+            tests = tuple(dict.fromkeys((*guards[0], *job.skips)))
+            if not members[0].combine_in_order(tests, straight, inside):
+                self.loops.walk(straight, inside, job)
+
+        rest = stage.serial[: len(stage.serial) - len(straight)]
+        later = (*straight, *stage.tile.loops)
+        self.loops.walk(rest, scope, replace(job, leaf=ordered, later=later))
 
     # -- stores --------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from convgen.ir.nodes import (
     Register,
 )
 from convgen.passes.flatten.emitter import widen
+from convgen.passes.flatten.following import in_order
 from convgen.passes.flatten.loops import Loops
 from convgen.passes.flatten.positions import Tile, positions
 from convgen.passes.flatten.scope import LANE, Scope
@@ -82,6 +83,23 @@ class Reducing:
             with self.emitter.when(test):
                 for position, vectors in group:
                     self._element(position.knowing(scalars), vectors)
+
+    def combine_in_order(
+        self, guards: Sequence[Constraint], straight: Sequence[Loop], scope: Scope
+    ) -> bool:
+        """The same for unrolled reduce loops and the tile together, in the order of the operand
+        that the reduce follows; False, and nothing done, where points exist under conditions."""
+        found: list[tuple[Scope, Conditions]] = []
+        for position in in_order(self.node, straight, self.tile, scope, self.values):
+            held = self.values.open_conditions(guards, position)
+            if held is None:
+                continue
+            if any(LANE not in c.value.names() for c in held):
+                return False
+            found.append((position, tuple(held)))
+        for position, vectors in found:
+            self._element(position, vectors)
+        return True
 
     def _element(self, scope: Scope, vectors: Conditions) -> None:
         vectors = (*vectors, *self._foreign_lanes(scope))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from convgen.ir.nodes import Kernel, Loop, LoopKind, Nest, ReduceNode
+from convgen.ir.visit import loads
 from convgen.schedule.access import (
     in_loops,
     loads_of,
@@ -240,15 +241,22 @@ class Carry(Directive):
     before   for c: for x_in: acc[x_in] += ...   (states in memory)
     after    s0 s1 .. = 0; for c: s0 += ..; s1 += ..; ..; store s0, s1, ..
 
+    carry(follow=X): the points of the tile and of the innermost unrolled reduce loops run in the
+    order of the elements of X that they read; each state meets its elements in the same order as
+    before. Where a window slides along X, one vector of X is live at a time then.
+
     Legal: a nest that reduces, its tile loops unrolled or vectorized, and the states with their
-    operands within the vector registers of the target, two left free.
+    operands within the vector registers of the target, two left free. To follow: one reduce, whose
+    body reads X once and whose innermost loop is unrolled; no unrolled reduce loop in two
+    dimensions of X, no two in one.
     Elsewhere: register tiling, accumulators in registers; scalar replacement.
     """
 
+    follow: str = ""
     keyword: ClassVar[str] = "carry"
 
     def arguments(self) -> tuple[Sequence[Value], dict[str, Value]]:
-        return (), {}
+        return (), ({"follow": self.follow} if self.follow else {})
 
     def check_nest(self, nest: Nest, kernel: Kernel, target: Target) -> None:
         if not nest.reduces:
@@ -271,9 +279,41 @@ class Carry(Directive):
                 got=str(need),
                 hint="a smaller tile",
             )
+        if self.follow:
+            self._check_follow(nest)
+
+    def _check_follow(self, nest: Nest) -> None:
+        read = [o for r in nest.reduces for o in loads(r.body) if o.buffer == self.follow]
+        if len(nest.reduces) != 1 or len(set(read)) != 1:
+            self.refuse(
+                nest,
+                f"an order of {self.follow} is wanted",
+                expected=f"one reduce that reads one element of {self.follow}",
+                got=f"{len(nest.reduces)} reduces with {len(set(read))} such loads",
+            )
+        places = [in_loops(nest, index) for index in read[0].index]
+        loops = innermost_unrolled(nest)
+        if not loops:
+            self.refuse(
+                nest,
+                "no reduce loop is written out",
+                expected="an innermost reduce loop that is unrolled",
+                got="none",
+                hint="unroll first",
+            )
+        moved = [[o.name for o in loops if o.name in place.names()] for place in places]
+        once = [name for names in moved for name in names]
+        hidden = {n for place in places for n in place.hidden_names()}
+        if any(len(names) > 1 for names in moved) or len(once) > len(set(once)) or hidden & {*once}:
+            self.refuse(
+                nest,
+                f"the order of {self.follow} would not keep the order of the loops",
+                expected=f"each unrolled reduce loop in a dimension of {self.follow} of its own",
+                got=", ".join(str(place) for place in places),
+            )
 
     def rewrite(self, nest: Nest, kernel: Kernel, target: Target) -> Kernel:
-        reduces = tuple(replace(r, carried=True) for r in nest.reduces)
+        reduces = tuple(replace(r, carried=True, follows=self.follow) for r in nest.reduces)
         return replace_nest(kernel, nest.name, replace(nest, reduces=reduces))
 
 
@@ -358,14 +398,24 @@ def parallel(*axes: str, nest: str = "") -> Parallel:
     return Parallel(tuple(axes), nest=nest)
 
 
-def carry(*, nest: str = "") -> Carry:
+def carry(*, follow: str = "", nest: str = "") -> Carry:
     """See Carry."""
-    return Carry(nest=nest)
+    return Carry(follow, nest=nest)
 
 
 def rfactor(axis: str, *, nest: str = "") -> Rfactor:
     """See Rfactor."""
     return Rfactor(axis, nest=nest)
+
+
+def innermost_unrolled(nest: Nest) -> list[Loop]:
+    """The reduce loops that are written out and stand inside all others of their reduce."""
+    found: list[Loop] = []
+    for loop in reversed([o for o in nest.loops if o.reduce is not None]):
+        if loop.kind is not LoopKind.UNROLL or loop.reduce != (found or [loop])[0].reduce:
+            break
+        found.insert(0, loop)
+    return found
 
 
 def registers_needed(nest: Nest, target: Target) -> int:

@@ -1,0 +1,104 @@
+"""Which operand the points of a tile should follow: where a window slides along an operand, either
+its vectors or those of the others stay live while the unrolled loops run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Iterable
+
+from convgen.ir.nodes import Kernel, Load, Loop, LoopKind, Nest
+from convgen.ir.regions import loop_extent
+from convgen.ir.visit import loads
+from convgen.schedule.access import in_loops, stride_of, tile_loops, tile_vectors, vector_dtype
+from convgen.schedule.directives.mark import innermost_unrolled
+from convgen.schedule.facts import Facts
+from convgen.target import Target
+
+
+def follow_of(nest: Nest, kernel: Kernel, target: Target) -> str:
+    """The operand whose order keeps the live vectors within the registers where the order of the
+    loops does not; "" where there is none."""
+    vector = next((o.name for o in tile_loops(nest) if o.kind is LoopKind.VECTOR), "")
+    straight = innermost_unrolled(nest)
+    if len(nest.reduces) != 1 or not vector or not straight:
+        return ""
+    read = list(dict.fromkeys(loads(nest.reduces[0].body)))
+    moved = [o for o in read if stride_of(kernel.buffer(o.buffer), o.index, nest, vector)]
+    tile = tile_loops(nest)
+    lanes = max(1, target.lanes(vector_dtype(nest, kernel)))
+    if len(moved) < len(read):  # a broadcast would be fetched again for every point
+        return ""
+    for load in moved:
+        slid = _slid(nest, load, straight, tile)
+        others = [o for o in moved if o is not load]
+        if not slid or any(o.buffer == load.buffer for o in read if o is not load):
+            continue
+        along_loops = _distinct(nest, load, [*straight, *tile], lanes)
+        along_operand = 1 + sum(_distinct(nest, o, [*slid, *tile], lanes) for o in others)
+        room = target.vector_registers - tile_vectors(nest, lanes)[0]
+        if along_operand <= room < along_loops + len(others):
+            return load.buffer
+    return ""
+
+
+def live_when_unrolled(nest: Nest, loop: Loop, facts: Facts) -> int:
+    """Vectors kept live when a reduce loop is unrolled: the operands that its iterations share, in
+    the order of the loops or, where nothing is broadcast, of one operand."""
+    tile = {o.name: o for o in tile_loops(nest)}
+    vector = next((o.name for o in tile.values() if o.kind is LoopKind.VECTOR), "")
+    body = [o for o in facts.operands if o.body]
+    in_loops_order, taps = 0, 1
+    for operand in body:
+        both = operand.strides.keys() & tile.keys()
+        if loop.name not in operand.strides or not _is_joint(nest, operand.load, loop, tile):
+            continue
+        counts = [_vectors(nest, tile[name], facts.lanes) - (name == vector) for name in both]
+        in_loops_order += loop.extent - 1 + sum(counts)
+        slid = [o for o in innermost_unrolled(nest) if _is_joint(nest, operand.load, o, tile)]
+        taps = max(taps, loop.extent * math.prod(o.extent for o in slid))
+    if not vector or any(not o.strides.get(vector) for o in body):
+        return in_loops_order
+    return min(in_loops_order, (taps + 1) * _vectors(nest, tile[vector], facts.lanes))
+
+
+def _is_joint(nest: Nest, load: Load, loop: Loop, tile: Container[str]) -> bool:
+    """True where a reduce loop and a loop of the tile move an operand in one dimension."""
+    names = (in_loops(nest, index).names() for index in load.index)
+    return any(loop.name in own and any(n in tile for n in own) for own in names)
+
+
+def _vectors(nest: Nest, loop: Loop, lanes: int) -> int:
+    """The vectors along a vector loop, the iterations of another."""
+    count = loop_extent(nest, loop)
+    return -(-count // lanes) if loop.kind is LoopKind.VECTOR else count
+
+
+def _slid(nest: Nest, load: Load, straight: list[Loop], tile: list[Loop]) -> list[Loop]:
+    """The unrolled reduce loops that move an operand in a dimension that the tile moves too; none
+    where an order of the operand is not one of the loops."""
+    found: list[Loop] = []
+    outputs = {o.name for o in tile}
+    seen: list[str] = []
+    for index in load.index:
+        place = in_loops(nest, index)
+        own = [o for o in straight if o.name in place.names()]
+        if len(own) > 1 or {o.name for o in own} & ({*seen} | place.hidden_names()):
+            return []
+        seen += [o.name for o in own]
+        found += own if place.names() & outputs else []
+    return found
+
+
+def _distinct(nest: Nest, load: Load, loops: Iterable[Loop], lanes: int) -> int:
+    """The vectors of an operand that these loops read."""
+    total = 1
+    for index in load.index:
+        place = in_loops(nest, index)
+        own = [(o, abs(place.coefficient(o.name))) for o in loops if place.coefficient(o.name)]
+        if not own:
+            continue
+        counts = [_vectors(nest, o, lanes) for o, _ in own]
+        step = math.gcd(*(c for _, c in own))
+        reach = sum((n - 1) * c // step for n, (_, c) in zip(counts, own, strict=True))
+        total *= min(math.prod(counts), reach + 1)
+    return total
