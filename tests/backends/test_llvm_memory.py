@@ -167,3 +167,16 @@ def test_scratch_is_private_memory_of_the_call() -> None:
     )(library.address("k_run"))
     entry((ctypes.c_void_p * 1)(y.ctypes.data), own.ctypes.data + start, 0, 1)
     np.testing.assert_array_equal(y, np.full(4, 2.5, np.float32))
+
+
+def test_part_of_a_vector_with_a_step_of_two_is_loaded_in_pieces() -> None:
+    """Eight elements of sixteen: two loads and a shuffle, none on its own."""
+    load = VectorLoad("X", Index(ZERO), 2, f32, 16, 8)
+    buffers = (
+        Buffer("X", f32, (15,), Layout.rowmajor(1), "input"),
+        Buffer("Y", f32, (16,), Layout.rowmajor(1), "output"),
+    )
+    phase = Phase("run", Store("Y", Index(ZERO), 1, load, 16))
+    artifact = llvm.compile_kernel(Kernel("k", buffers, (phase,), Form.FLAT), target("x86-64-v4"))
+    assert artifact.ir.count("load <8 x float>") == 2
+    assert "load float" not in artifact.ir and "insertelement" not in artifact.ir

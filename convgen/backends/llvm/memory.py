@@ -57,8 +57,8 @@ def load(b: Builder, place: Place, stride: int, lanes: int, valid: int, target: 
         raw = _partial(b, place, lanes, valid, target)
     elif stride == -1 and valid >= lanes:
         raw = _reversed(b, _contiguous(b, place.shifted(b, 1 - lanes), lanes))
-    elif stride == 2 and valid >= lanes:
-        raw = _every_second(b, place, lanes)
+    elif stride == 2:
+        raw = _partly_second(b, place, lanes, valid)
     else:
         raw = b.constant(0, place.stored, lanes)
         for lane in range(min(valid, lanes)):
@@ -220,6 +220,21 @@ def _every_second(b: Builder, place: Place, lanes: int) -> Value:
     high = _contiguous(b, place.shifted(b, lanes - 1), lanes)
     order = [2 * i if 2 * i < lanes else lanes + 2 * i - (lanes - 1) for i in range(lanes)]
     return shuffle(b, low, order, high)
+
+
+def _partly_second(b: Builder, place: Place, lanes: int, valid: int) -> Value:
+    """Every second element, the lanes from `valid` on 0: by pieces of a power of two."""
+    if valid >= lanes:
+        return _every_second(b, place, lanes)
+    raw = b.constant(0, place.stored, lanes)
+    start = 0
+    while start < valid:
+        count = _power(valid - start)
+        there = place.shifted(b, 2 * start)
+        piece = _every_second(b, there, count) if count > 1 else _contiguous(b, there, 1)
+        raw = _merge(b, raw, piece, start)
+        start += count
+    return raw
 
 
 def _put(b: Builder, place: Place, value: Value) -> None:
