@@ -19,7 +19,9 @@ from convgen.symbolic.program import Program
 from convgen.target import Target
 
 _REGISTER = {"x": 16, "y": 32, "z": 64, "q": 16}
-_STORE = re.compile(r"^\s+v?mov\w*\s+%([xyz])mm\d+(?:\s*\{\S+\})?, .*\(|^\s+st\w+\s+(q)\d+.*\[")
+_STORE = re.compile(
+    r"^\s+v?mov(?:a|u|dq|nt)\w*\s+%([xyz])mm\d+(?:\s*\{\S+\})?, .*\(|^\s+st\w+\s+(q)\d+.*\["
+)
 _VECTOR = re.compile(r"%[xyz]mm\d+|\bv\d+\.\d*[bhsd]\b|\bq\d+\b")
 _MOVE = re.compile(r"^\s+(?:v?mov\w*|ld\w+|st\w+)\s")
 _ISSUED = 6.0  # instructions of all kinds that a core starts in a cycle
@@ -85,8 +87,8 @@ def _stored(kernel: Kernel, nest: Nest) -> int:
 
 
 def _cycles(text: str, stored: int, read: int, machine: Machine) -> float:
-    """Cycles of one core for a phase: its hot loop as often as its stores (where it stores nothing,
-    its loads) make up what the phase stores (reads)."""
+    """Cycles of one core for a phase: its hot loop as often as its stores (where it stores no whole
+    vectors, its loads) make up what the phase stores (reads)."""
     hot = hot_loop(text)
     if hot is None:
         return 0.0

@@ -106,3 +106,5 @@ def test_instructions_of_the_hot_loop():
     assert bounds._cycles(text, 1280, 1280, machine) == 10 * 2.0
     reading = text.replace("\tvmovups %zmm1, (%rbx)", "\tvaddps (%rcx), %zmm1, %zmm1")
     assert bounds._cycles(reading, 64, 2560, machine) == 10 * 2.0
+    joined = reading.replace("\taddq $128, %rax", "\tvmovss %xmm1, (%rdx)")
+    assert bounds._cycles(joined, 64, 2560, machine) == 10 * 2.0
