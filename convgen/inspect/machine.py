@@ -25,8 +25,9 @@ def phases_of(loops: str) -> list[tuple[str, list[str]]]:
 
 def loop_nest(loops: str, phase: str | None = None) -> Drawing:
     """One phase as nested boxes, each loop in the colour of what becomes of it: parallel, vector,
-    unrolled, cut into segments, or a plain loop. Default: the phase with the deepest sum."""
-    phases = phases_of(loops)
+    unrolled, cut into segments, or a plain loop. Default: the phase with the deepest sum; nothing
+    where there are no phases (nothing to compute)."""
+    phases = phases_of(loops) or [("", [])]
     name, lines = next(
         (p for p in phases if p[0] == phase),
         max(phases, key=lambda p: max((_depth(x) for x in p[1]), default=0)),

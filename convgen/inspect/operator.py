@@ -44,8 +44,9 @@ class OperatorView:
 def operator_view(
     program: Program, wrt: str, *, small: bool = True, seed: int = 0
 ) -> OperatorView | None:
-    """The view of a program, or of its small case; None where it has none (not linear in `wrt`, or
-    too large to be worked out element by element).
+    """The view of a program, or of its small case; None where it has none (not linear in `wrt`, no
+    elements, entries that are no numbers as those of dropout, or too large to be worked out element
+    by element).
 
     >>> from convgen.symbolic.parse import parse
     >>> print(operator_view(parse("Y[y] = sum(r: X[2*y + r] * W[r])", X=5, W=3), "X"))
@@ -54,14 +55,16 @@ def operator_view(
        .    . W[0] W[1] W[2]
     A^T v, the derived adjoint and its kernel agree (5 elements)
     """
+    if any(0 in t.shape for t in program.tensors().values()):
+        return None
     case = small_case(program) if small else program
     if case is None or len(case.outputs) != 1:
         return None
     try:
         proof = prove_adjoint(case, wrt)
+        return OperatorView(case, wrt, proof, _kernel_agrees(proof, seed))
     except (DerivationError, ShapeError):
         return None
-    return OperatorView(case, wrt, proof, _kernel_agrees(proof, seed))
 
 
 def _kernel_agrees(proof: Proof, seed: int) -> bool:

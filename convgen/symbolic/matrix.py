@@ -80,6 +80,8 @@ class Matrix:
                     value = value[k.constant]
                 at[access] = sympy.sympify(value)
             number: Any = entry.xreplace(at)
+            if not number.is_number or number.atoms(sympy.Function):
+                raise DerivationError(f"entry [{i}, {j}] is no number", got=str(number))
             out[i][j] = int(number) if number.is_Integer else number
         return out
 

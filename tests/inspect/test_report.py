@@ -15,8 +15,10 @@ import pytest
 from convgen import zoo
 from convgen.errors import DataError
 from convgen.inspect.report import report_html, write_report
+from convgen.layers.activation import Dropout
 from convgen.layers.convolution import Conv2d
 from convgen.layers.normalization import BatchNorm2d
+from convgen.symbolic.derive import custom_gradient
 from convgen.symbolic.parse import parse
 
 pytest.importorskip("jinja2")
@@ -123,6 +125,29 @@ def test_roofline_from_the_measured_peak():
     layer = parse("Y[i] = sum(j: A[i, j] * x[j])", A=(2, 3), x=3)
     page = report_html(layer, peak={"gflops": 100.0, "gigabytes_per_second": 10.0})
     assert "peak 100" in page and "10 GB/s" in page
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        parse("Y[i] = X[i]", X=0),
+        parse("Y[n, k] = sum(c: X[n, c] * W[k, c])", X=(0, 3), W=(4, 3)),
+        parse("Y[n, k] = sum(c: X[n, c] * W[k, c])", X=("N", 3), W=(4, 3)),
+        parse("Y[] = sum(i: X[i] ** 2)", X=4),
+        parse("Y[i] = i for i < 4"),
+        parse("tensor X: i32[4]\nY[i] = 2 * X[i]"),
+        Dropout(0.5).program((4, 5), training=True),
+        Conv2d(1, 1, 9, padding=4).program((1, 1, 3, 3)),
+        Conv2d(1, 1, 2, stride=5).program((1, 1, 12, 12)),
+        custom_gradient(parse("Y[i] = X[i]", X=4), parse("dX[i] = 2 * dY[i]", dY=4)),
+    ],
+    ids=["empty", "no rows", "size", "scalar", "no inputs", "integers", "dropout", "large kernel",
+         "large stride", "custom"],
+)  # fmt: skip
+def test_odd_programs_have_a_report(program):
+    page = Page(report_html(program))
+    assert not page.open and not page.wrong and page.counts["math"] >= 1
+    assert "disagree" not in "".join(page.text)
 
 
 def test_a_layer_needs_a_shape():
