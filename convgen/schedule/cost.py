@@ -15,6 +15,7 @@ from convgen.schedule.facts import Facts, Operand
 from convgen.schedule.reuse import (
     LINE,
     PAGE,
+    brought_with,
     bytes_of_part,
     crowd,
     distance,
@@ -297,6 +298,9 @@ def tile_cycles(
             step = operand.steps[candidate.vector] or None if packed else stride
             fetched += times * shared * gather_cost(facts, step, machine)
             rate = _bandwidth(facts, operand, candidate, machine)
+            step = operand.strides.get(facts.order[0], 0)
+            if not packed and rate < machine.l2:
+                rate /= brought_with(step, candidate.width, operand.bytes)
             fresh = fresh_vectors(facts, operand, candidate.vector, candidate.width, tile)
             if is_read_once(facts, operand):
                 fresh = shared * math.prod(tile[name] for name in along)
@@ -306,8 +310,9 @@ def tile_cycles(
             masked = any(candidate.vector in loops for loops, _ in operand.overhangs)
             share = _outside(facts, operand, candidate, tile, shared < 1.0)
             work += (3.0 if masked else 1.5 if shared == 1.0 else 1.0) * times * shared * share
-        if shared == 1.0 and operand.omits:
-            work += 1.0  # tested for the tile; edges are, outside the reduce loops
+        tested = operand.edged and not packed and facts.order[0] in operand.edged
+        if shared == 1.0 and (tested or operand.omits):
+            work += times if tested else 1.0  # other edges are tested outside the fastest loop
     latency = machine.latency * facts.states if facts.states else 0.0
     loads = fetched / machine.load_rate
     return TileCycles(work / machine.fma_rate, loads, latency, streamed, turn)
@@ -451,7 +456,10 @@ def _lines(
     if not (whole or operand.windows) and step is not None and abs(step) * operand.bytes >= LINE:
         # Lines so far apart share the sets of a cache.
         times *= math.gcd(PAGE, abs(step) * operand.bytes) / LINE
-    return fetched / bandwidth_of(facts, fetched * times, machine)
+    rate = bandwidth_of(facts, fetched * times, machine)
+    if not whole and rate < machine.l2:
+        rate /= brought_with(step, near, operand.bytes)
+    return fetched / rate
 
 
 def store_cycles(

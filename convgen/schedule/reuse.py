@@ -1,4 +1,4 @@
-"""What a tile finds in a cache of the operand it reads vector by vector."""
+"""What a tile finds in a cache of the operands it reads, and what keeps it from finding it."""
 
 from __future__ import annotations
 
@@ -89,3 +89,10 @@ def crowd(stride: int | None, count: float, size: int) -> float:
     if reach < LINE:
         return 1.0
     return count / min(count, PAGE // math.gcd(PAGE, reach))
+
+
+def brought_with(step: int | None, run: float, size: int) -> float:
+    """How much comes from far away for what is needed: behind each run a line that is not."""
+    bytes_of_run = max(LINE, run * size)
+    apart = step is None or abs(step) * size > bytes_of_run
+    return 1 + LINE / bytes_of_run if apart else 1.0

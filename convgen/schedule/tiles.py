@@ -58,7 +58,8 @@ def room_beside(facts: Facts, vector: str, vectors: int, whole: Tile, name: str)
         if operand.body and vector in operand.strides and name not in operand.strides:
             along = math.prod(max(sizes) for n, sizes in whole if n in operand.strides)
             kept = max(kept, vectors * along)
-    return (facts.registers - kept) // (vectors * size * max(1, facts.states))
+    free = facts.registers + 1 - kept  # one of the two left free holds the other operand
+    return min(free, facts.registers - vectors) // (vectors * size * max(1, facts.states))
 
 
 def heights(extent: int, largest: int, parts: int = 2) -> list[tuple[int, ...]]:
