@@ -335,6 +335,15 @@ def test_one_tap_in_each_class_is_one_formula():
         check_gradients(program)
 
 
+def test_blocks_that_stand_only_together_are_one_axis():
+    up = convolution.ConvTranspose2d(4, 2, 2, stride=2).program((2, 4, 5, 5))
+    assert "db[c] = sum(n, y, x: dY[n, c, y, x])" in lines(grad(up))
+    kept = parse("Y[2*y + r] = X[y] * W[r] for y < 5, r < 2", X=5, W=2)
+    assert "dW[r] = sum(y: dY[2*y + r] * X[y])" in lines(grad(kept))
+    for program in (up, kept):
+        check_gradients(program)
+
+
 # (what is derived, what the textbook prints); letters of the notes, sizes small
 TEXTBOOK = {
     "gradient to the input": (

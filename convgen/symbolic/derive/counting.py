@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
+from sympy import Expr
+
 from convgen.affine import Affine
 from convgen.symbolic.derive.guards import guards
-from convgen.symbolic.expr import Definition, Domain, Range, Reduce, Size, substitute
+from convgen.symbolic.derive.scalar import exchange
+from convgen.symbolic.expr import (
+    Access,
+    Axis,
+    Definition,
+    Domain,
+    Range,
+    Reduce,
+    Size,
+    substitute,
+)
 
 
 def counted_from_reads(piece: Definition, own: str, always: bool = False) -> Definition:
@@ -59,3 +72,35 @@ def _vanishes(zero: Sequence[tuple[Affine, object]], known: Range) -> bool:
         if before < 0 and index.constant + slope * hi >= extent:
             return True
     return False
+
+
+def join_digits(piece: Definition) -> Definition:
+    """Axes of a sum that stand only together, one counting blocks of the other, as the one axis
+    they number: ``sum(y, r: dY[2*y + r])`` over r < 2 is ``sum(y: dY[y])``."""
+    reduces = tuple(_joined(r) for r in piece.reduces)
+    return piece if reduces == piece.reduces else replace(piece, reduces=reduces)
+
+
+def _joined(reduce: Reduce) -> Reduce:
+    body, domain = reduce.body, reduce.domain
+    if domain.constraints:
+        return reduce
+    accesses = [a for a in body.atoms(Access) if isinstance(a, Access)]
+    loose = {a.name for a in body.atoms(Axis) if isinstance(a, Axis)}
+    loose |= {n for a in accesses for n in a.names() - {m for i in a.index for m in i.names()}}
+    for block, digit in itertools.permutations(domain.ranges, 2):
+        extent, size = block.extent, digit.extent
+        if block.lo or digit.lo or isinstance(extent, Size) or isinstance(size, Size):
+            continue
+        pair = size * Affine.of(block.axis) + Affine.of(digit.axis)
+        used = [i for a in accesses for i in a.index if i.names() & pair.names()]
+        if not used or loose & pair.names() or any((i - i.constant) != pair for i in used):
+            continue
+        joined = Range(block.axis, 0, extent * size)
+        ranges = tuple(joined if r is block else r for r in domain.ranges if r is not digit)
+        turned: dict[Expr, Expr] = {}
+        for a in accesses:
+            index = [Affine.of(block.axis) + i.constant if i in used else i for i in a.index]
+            turned[a] = Access(a.tensor, index, a.boundary)
+        return _joined(replace(reduce, domain=Domain(ranges), body=exchange(body, turned)))
+    return reduce

@@ -15,6 +15,7 @@ from sympy import Expr, Integer
 
 from convgen.affine import Affine, Constraint
 from convgen.errors import DerivationError
+from convgen.symbolic.derive.counting import join_digits
 from convgen.symbolic.derive.merge import merge_pieces, merge_sums
 from convgen.symbolic.derive.points import fix_points
 from convgen.symbolic.derive.scalar import exchange
@@ -292,7 +293,7 @@ def _definition(
             readings |= {n: v.substitute(final) for n, v in known.items()}
         values.append(_value(part, readings, ranges, reduces, flip))
     whole = Definition((out,), Domain(tuple(ranges)), tuple(reduces), (sympy.Add(*values),))
-    return merge_sums(whole)
+    return join_digits(merge_sums(whole))
 
 
 def _value(
