@@ -263,6 +263,19 @@ def test_points_follow_an_operand(sign: int) -> None:
     assert most_live(ordered, "X") == 1
 
 
+@pytest.mark.parametrize("later", ["unroll(i)", "pack(X)", "unroll(i); pack(X)"])
+def test_what_comes_after_carry_keeps_the_order(later: str) -> None:
+    """Of equal elements the first one wins: a loop that is unrolled later does not join in, and a
+    copy is followed like its source."""
+    data = cg.tensor("X", (23,))
+    body = cg.argmax_over([i, j], data[x + i - j + 2], extents={i: 2, j: 3})
+    kernel = lower(cg.define("Y", [x], body, extents={x: 20}))
+    text = f"split(x, 4); reorder(x_out, i, j, x_in); unroll(x_in); unroll(j); carry(follow=X); {later}"
+    flat = flatten(parse_schedule(text).apply(kernel, V4), V4)
+    arrays = {"X": np.ones(23, "float32")}
+    assert np.array_equal(interpret(flat, arrays)["Y"], interpret(kernel, arrays)["Y"])
+
+
 def test_a_producer_is_computed_inside() -> None:
     data = cg.tensor("A", (3, 12, 12))
     first = cg.define("T", [c, y, x], data[c, y, x] * 2 + 1)

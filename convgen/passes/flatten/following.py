@@ -6,7 +6,7 @@ holds one vector of it at a time, and the other operand in registers throughout.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from convgen.affine import Affine
 from convgen.ir.nodes import Load, Loop, ReduceNode
@@ -17,12 +17,22 @@ from convgen.passes.flatten.shape import expands
 from convgen.passes.flatten.values import Values
 
 
-def straight_part(serial: Sequence[Loop], node: ReduceNode) -> tuple[Loop, ...]:
-    """The innermost unrolled reduce loops of a reduce that follows an operand."""
+def straight_part(
+    serial: Sequence[Loop], node: ReduceNode, axes: Mapping[str, Affine]
+) -> tuple[Loop, ...]:
+    """The innermost unrolled reduce loops of a reduce that follows an operand, as long as each
+    moves a dimension of that operand of its own: others would meet their elements in another
+    order."""
     found: list[Loop] = []
-    for loop in reversed(serial if node.follows else ()):
-        if loop.reduce is None or not expands(loop):
+    taken: set[int] = set()
+    load = next((one for one in loads(node.body) if one.buffer == node.follows), None)
+    places = [index.substitute(axes) for index in load.index] if load else []
+    for loop in reversed(serial if load else ()):
+        own = {dim for dim, place in enumerate(places) if loop.name in place.names()}
+        hidden = any(loop.name in place.hidden_names() for place in places)
+        if loop.reduce is None or not expands(loop) or len(own) > 1 or own & taken or hidden:
             break
+        taken |= own
         found.insert(0, loop)
     return tuple(found)
 

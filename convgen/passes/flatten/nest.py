@@ -200,7 +200,7 @@ class NestWriter:
             skips=self._skips(members[0].node),
             attached=self._attached,
         )
-        straight = straight_part(stage.serial, members[0].node)
+        straight = straight_part(stage.serial, members[0].node, members[0].values.axes)
         if not straight:
             self.loops.walk(stage.serial, scope, job)
             return

@@ -173,7 +173,10 @@ class Pack(Directive):
             return expr
 
         after = map_nest_exprs(nest, lambda body: map_expr(body, change))
-        return replace_nest(kernel, nest.name, after)
+        reduces = tuple(
+            replace(r, follows=found) if r.follows == self.buffer else r for r in after.reduces
+        )
+        return replace_nest(kernel, nest.name, replace(after, reduces=reduces))
 
     def _left(self, nest: Nest, reads: Sequence[Load]) -> set[int]:
         """Dimensions whose zero edges stay with the nest."""
