@@ -66,6 +66,16 @@ class _Slot:
     ahead: bool = False
 
 
+class _Rows:
+    """A table with what its runs need at hand. packed: where the packed inputs lie that its
+    arguments name."""
+
+    def __init__(self, table: Table, packed: int) -> None:
+        self.table, self.packed = table, packed
+        self.arguments = table.arguments(0)
+        self.alone = table.alone()
+
+
 class _Context:
     """One call's memory: workspace, argument tables of both kinds of call. Used by one call at a
     time, then by another."""
@@ -74,10 +84,10 @@ class _Context:
         self.workspace = zeros_on_line(built.workspace_bytes)
         self.base = self.workspace.ctypes.data
         table = [0 if s.array >= 0 else self.base + s.offset for s in slots]
-        self.whole = Table([(built, table)])
-        self.after = Table([(built, table)], when="run") if built.packed else self.whole
-        self.arguments = self.whole.arguments(0)
-        self.alone = self.whole.alone()
+        self.whole = _Rows(Table([(built, table)]), self.base)
+        self.after = self.whole
+        if built.packed:
+            self.after = _Rows(Table([(built, table)], when="run"), self.base)
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,13 @@ class Prepared:
     built: Built | None
     workspace: Array | None
 
-    @property
+    @cached_property
+    def shape(self) -> tuple[object, ...]:
+        """Among the shapes of a call's arrays, it tells a handle from an array; handles of arrays
+        of the same shapes are alike."""
+        return Prepared, *(a.shape for a in self.arrays.values())
+
+    @cached_property
     def address(self) -> int:
         return 0 if self.workspace is None else self.workspace.ctypes.data
 
@@ -132,16 +148,18 @@ class Caller:
             context = self._free.pop()
         except IndexError:
             context = _Context(self.built, self._slots)
-        if self._pack is not None and not packed:
-            self._pack(context.arguments, 0, *addresses)
-            if threads == 1 or not context.whole.parallel:
-                context.alone()
-            else:
-                context.whole.run(threads)
+        rows = context.after if packed else context.whole
+        packed = packed or context.base
+        if self._pack is None or rows.packed != packed:
+            rows.table.bind(0, self._table(addresses, context.base, packed))
+            rows.packed = packed
         else:
-            table = context.after if packed else context.whole
-            table.bind(0, self._table(addresses, context.base, packed or context.base))
-            table.run(threads)
+            # The arrays come first among the arguments, and all others are there already.
+            self._pack(rows.arguments, 0, *addresses)
+        if threads == 1 or not rows.table.parallel:
+            rows.alone()
+        else:
+            rows.table.run(threads)
         self._free.append(context)
 
     def prepare(self, addresses: Sequence[int], threads: int | None) -> Array:

@@ -145,6 +145,8 @@ class CompiledKernel(Addressed, Arranged, ShowsProgram):
         if not special.padded:
             self._by_inputs[shapes] = special
         self._by_arrays[shapes + tuple(map(_shape, results.values()))] = special
+        if prepared and len(inputs) == self._arity:
+            self._remember_handles(special, inputs, arrays, results)
         ahead = next((p for p in prepared if p.serves(special.built)), None)
         self._run(special, addresses_of([*arrays.values(), *results.values()]), ahead)
         if out is None:
@@ -155,7 +157,6 @@ class CompiledKernel(Addressed, Arranged, ShowsProgram):
     def _quick(self, inputs: Sequence[Any], out: Any) -> Any:
         """The call when all is as it should be: every array an ndarray that needs no copy, of
         shapes that were called before; else _SLOW. Saves most of a small call's time."""
-        ahead: Prepared | None = None
         if out is None:
             known, given = self._by_inputs, inputs
         else:
@@ -164,10 +165,19 @@ class CompiledKernel(Addressed, Arranged, ShowsProgram):
         try:
             special = known.get(tuple(map(_shape, given)))
         except (AttributeError, TypeError):
-            given, ahead = self._exchange(given)
-            special = None if ahead is None else known.get(tuple(map(_shape, given)))
+            return _SLOW
         if special is None or len(inputs) != self._arity:
             return _SLOW
+        ahead: Prepared | None = None
+        if special.handles:
+            given = list(given)
+            for i, name in special.handles:
+                handle = given[i]
+                if handle.kernel is not self:
+                    return _SLOW
+                given[i] = handle.arrays.get(name)
+                if handle.serves(special.built):
+                    ahead = handle
         for array, (dtype, flags) in zip(given, special.wanted, strict=False):
             if (
                 array.__class__ is not _ndarray
@@ -185,26 +195,26 @@ class CompiledKernel(Addressed, Arranged, ShowsProgram):
             for i, size, j, other in special.apart:
                 if found[i] < found[j] + other and found[j] < found[i] + size:
                     return _SLOW
-        if ahead is not None and not ahead.serves(special.built):
-            return _SLOW
         self._run(special, found, ahead)
         if out is None:
             return made[0] if len(made) == 1 else tuple(made) or None
         return out if out.__class__ is _ndarray else _as_given(out)
 
-    def _exchange(self, given: Sequence[Any]) -> tuple[Sequence[Any], Prepared | None]:
-        """(arrays with those of the one prepared handle among them in its places, the handle); no
-        handle where the call needs a closer look."""
-        handles = [i for i in given if isinstance(i, Prepared)]
-        if not handles or any(h is not handles[0] for h in handles):
-            return given, None
-        handle = handles[0]
-        names = [t.name for t in self.program.inputs] + [""] * len(given)
-        arrays = [
-            handle.arrays.get(name) if i is handle else i
-            for name, i in zip(names, given, strict=False)
-        ]
-        return arrays, handle if all(hasattr(a, "shape") for a in arrays) else None
+    def _remember_handles(
+        self,
+        special: Special,
+        inputs: Sequence[Any],
+        arrays: Mapping[str, Array],
+        results: Mapping[str, Array],
+    ) -> None:
+        """Let later calls with prepared handles in the same places be quick."""
+        given = list(zip(arrays, inputs, strict=False))
+        handles = tuple((i, n) for i, (n, a) in enumerate(given) if isinstance(a, Prepared))
+        special = replace(special, handles=handles)
+        shapes = tuple(a.shape if isinstance(a, Prepared) else arrays[n].shape for n, a in given)
+        if not special.padded:
+            self._by_inputs[shapes] = special
+        self._by_arrays[shapes + tuple(map(_shape, results.values()))] = special
 
     def prepare(self, **inputs: Any) -> Prepared:
         """Pack inputs that change rarely: ``packed = kernel.prepare(W=w); kernel(x, packed, b)``.

@@ -26,6 +26,7 @@ class Special:
     wanted   dtype and flags of each input and result, as a call that needs no copy has them
     apart    (i, bytes of i, j, bytes of j): arrays whose memory must not meet
     padded   results with places that belong to no element
+    handles  (place, name) of the inputs for which a call brings a prepared handle
     """
 
     program: Program
@@ -35,6 +36,7 @@ class Special:
     apart: tuple[tuple[int, int, int, int], ...]
     caller: Caller
     padded: frozenset[str]
+    handles: tuple[tuple[int, str], ...] = ()
 
     @staticmethod
     def of(program: Program, built: Built) -> Special:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import convgen as cg
-from convgen.runtime import call
+from convgen.runtime import call, threads
 
 TEXT = "Y[n, k, y] = sum(c, r: X[n, c, 2*y + r - 1] * W[k, c, r]) + b[k] for y < 4"
 
@@ -141,18 +141,56 @@ def test_the_short_way_gives_the_same_and_checks_the_same(kernel, arrays):
                           kernel(arrays[0][:, :, ::-1].copy(), *arrays[1:]))  # fmt: skip
 
 
-def test_prepared_calls_take_the_short_way():
+def matrix_kernel(schedule):
     program = cg.parse("Y[n, k] = sum(c: X[n, c] * W[k, c])", X=(8, 64), W=(64, 64))
-    kernel = cg.compile(program, threads=1)
     rng = np.random.default_rng(1)
     x, w = rng.random((8, 64), np.float32), rng.random((64, 64), np.float32)
-    want = kernel(x, w)
-    packed = kernel.prepare(W=w)
+    return cg.compile(program, schedule=schedule, threads=1), x, w
+
+
+PACKS = "split(k, 8); pack(W, k_in, hoist=True); vectorize(k_in)"
+
+
+@pytest.mark.parametrize("schedule", [PACKS, "split(k, 8)"])
+def test_prepared_calls_take_the_short_way(schedule, monkeypatch):
+    kernel, x, w = matrix_kernel(schedule)
+    assert kernel.packs == (("W",) if "pack" in schedule else ())
+    want, packed = kernel(x, w), kernel.prepare(W=w)
     out = np.empty_like(want)
+    kernel(x, packed), kernel(x, packed, out=out)  # after which the shapes are known
+    looks = []
+    monkeypatch.setattr(kernel, "_arrange", lambda *given: looks.append(given))
+    bound = []
+    bind = threads.Table.bind
+    monkeypatch.setattr(threads.Table, "bind", lambda *given: (bound.append(1), bind(*given)))
+    for handle in (packed, kernel.prepare(W=w + 1), packed):
+        want = x @ handle.arrays["W"].T
+        for given in (None, out, (out,)):
+            out[:] = 0
+            found = kernel(x, handle, out=given)
+            np.testing.assert_allclose(found, want, rtol=1e-5)
+    assert looks == []
+    # The arguments are written anew when another handle comes, and only then.
+    assert len(bound) == (2 if kernel.packs else 0)
+    assert kernel.report().prepared_calls == (11 if kernel.packs else 0)
+
+
+def test_the_short_way_tells_handles_apart():
+    program = cg.parse(
+        "Y[n, k] = sum(c: X[n, c] * W[c, k]) + B[n, k]", X=(8, 8), W=(8, 8), B=(8, 8)
+    )
+    kernel, other = (cg.compile(program, schedule="vectorize(k)", threads=1) for _ in range(2))
+    x, w, b = np.random.default_rng(3).random((3, 8, 8), np.float32)
+    ahead, bias, foreign = kernel.prepare(W=w), kernel.prepare(B=b), other.prepare(W=w)
+    both = kernel.prepare(W=w, B=b)
+    want = kernel(x, w, b)
     for _ in range(2):
-        out[:] = 0
-        kernel(x, packed, out=out)
-        assert np.array_equal(out, want)
+        for given in ((ahead, b), (w, bias), (ahead, bias), (both, both), (both, b), (ahead, both)):
+            assert np.array_equal(kernel(x, *given), want)
+        assert np.array_equal(kernel(x, both), want)
+        for given, name in (((foreign, b), "W"), ((bias, ahead), "W"), ((w, ahead), "B")):
+            with pytest.raises(cg.DataError, match=f"does not stand for {name}"):
+                kernel(x, *given)
 
 
 def test_addresses_are_those_numpy_says(arrays):
