@@ -65,7 +65,8 @@ def details_of(program: Program, built: Built) -> Details:
         record = cache.load(built.key, cache.DETAILS) if built.key else None
         if record is None:
             built.details = _find(program, built)
-            cache.store(built.key, cache.Record(asdict(built.details), {}), cache.DETAILS)
+            if built.key:
+                cache.store(built.key, cache.Record(asdict(built.details), {}), cache.DETAILS)
         else:
             facts = record.facts
             built.details = Details(

@@ -21,9 +21,8 @@ from typing import Any
 from convgen.backends.protocol import digest_of
 from convgen.errors import ConvgenError, DataError, TargetError, UserError
 from convgen.passes import pipeline
-from convgen.passes.lower import lower
 from convgen.runtime import cache
-from convgen.runtime.build import Built, build_program, key_of
+from convgen.runtime.build import Built, build_program, key_of, lowered
 from convgen.runtime.checks import (
     Check,
     check_bounds,
@@ -38,7 +37,6 @@ from convgen.runtime.machine import check_machine
 from convgen.symbolic.evaluate import is_rational
 from convgen.symbolic.parse import parse
 from convgen.symbolic.program import Origin, Program
-from convgen.symbolic.rewrite import one_pass
 from convgen.target import Target
 
 _FORMAT = 1
@@ -91,7 +89,7 @@ def certify(program: Program, built: Built, *, schedule_given: bool = False) -> 
     was the user's. Never raises for a claim that fails: the certificate says so.
     """
     small = small_of(program)
-    kernel = arranged(lower(one_pass(program)), built.layouts)
+    kernel = arranged(lowered(program, built.made_from["in_place"]), built.layouts)
     stages = pipeline.build_stages(kernel, built.schedule or None, built.target)
     signed = small is None or small.signed
     member = None if small is None else rebuilt(program, small.base)

@@ -169,6 +169,14 @@ def test_mutant_loops(monkeypatch):
     assert checks.check_loops(*given).passed is False
 
 
+def test_a_step_that_copies_its_state_at_the_end():
+    """What is checked is the kernel as it was built, its updates included."""
+    text = "state P: f32[300]\ntensor G: f32[300]\nQ[i] = P[299 - i] - G[i] / 8\nupdate P <- Q"
+    kernel = compile(parse(text))
+    assert ".update" in str(kernel.schedule)
+    assert claims(kernel.certificate()) == ALL
+
+
 @pytest.mark.parametrize(
     "old, new", [("2*y", "y"), ("r - 1", "r"), ("* W[k, c, r, s]", "* W[k, c, s, r]")]
 )
