@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convgen.errors import DataError
+from convgen.ir.layout import ALIGNMENT
 from convgen.symbolic.expr import Size, Tensor
 
 Array = NDArray[Any]
-LINE = 64  # bytes of a cache line, and of the widest vector
 _LARGE = 1 << 14  # bytes from which it pays to look where an array begins
 
 
@@ -27,8 +27,8 @@ def new_array(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     size = dtype.itemsize * math.prod(shape)
     if size < _LARGE:
         return np.empty(shape, dtype)
-    raw = np.empty(size + LINE, np.uint8)
-    start = -raw.ctypes.data % LINE
+    raw = np.empty(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(shape)
 
 

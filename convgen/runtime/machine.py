@@ -17,6 +17,7 @@ from convgen.ir.interpret.memory import pack, unpack
 from convgen.ir.layout import parse_layout
 from convgen.ir.nodes import Buffer, Layout
 from convgen.runtime.build import Built, build_apart
+from convgen.runtime.call import zeros_on_line
 from convgen.runtime.checks import Check, sizes_text
 from convgen.runtime.threads import Table
 from convgen.symbolic.evaluate_scalar import Numbers
@@ -30,7 +31,6 @@ from convgen.types import DTYPES
 BOUNDS = {"float32": 1e-5, "float64": 1e-12}
 _SAMPLES = 32  # elements of each result
 _READS = 150_000  # elements read for them
-_ALIGN = 64
 
 Array = np.ndarray[Any, Any]
 
@@ -39,7 +39,7 @@ def run_built(
     built: Built, given: Mapping[str, Array], threads: int | None, fill: int = 255
 ) -> dict[str, Array]:
     """Every argument after a run: results start as bytes of `fill`; inputs are copies."""
-    workspace = _aligned(built.workspace_bytes)
+    workspace = zeros_on_line(built.workspace_bytes)
     flats: dict[str, tuple[Buffer, Array]] = {}
     addresses: list[int] = []
     for argument in built.arguments:
@@ -50,7 +50,8 @@ def run_built(
         if argument.name in given:
             flat = pack(buffer, np.asarray(given[argument.name], order="C"))
         else:
-            raw = _aligned(argument.bytes, fill)
+            raw = zeros_on_line(argument.bytes)
+            raw.fill(fill)
             flat = raw[: argument.bytes].view(DTYPES[argument.dtype].numpy_name)
         flats[argument.name] = buffer, flat
         addresses.append(flat.ctypes.data)
@@ -64,12 +65,6 @@ def _memory_of(built: Built, argument: Argument) -> Buffer:
     tag = built.layouts.get(argument.name)
     layout = parse_layout(tag, rank, argument.name) if tag else Layout.rowmajor(rank)
     return Buffer(argument.name, DTYPES[argument.dtype], argument.shape, layout, "input")
-
-
-def _aligned(size: int, fill: int = 0) -> Array:
-    raw = np.full(size + _ALIGN, fill, np.uint8)
-    start = -raw.ctypes.data % _ALIGN
-    return raw[start : start + size]
 
 
 def results_of(program: Program, built: Built) -> dict[str, str]:

@@ -17,11 +17,11 @@ from typing import Any, Protocol
 from convgen.backends.llvm import LlvmBackend
 from convgen.backends.protocol import Backend, Part
 from convgen.errors import TargetError
+from convgen.ir.layout import ALIGNMENT
 from convgen.runtime.build import Built
 from convgen.target import runs_here
 from convgen.types import DType, dtype_of
 
-_ALIGN = 64
 _C_TYPES = {"f32": "float", "f64": "double", "bool": "bool"}
 
 
@@ -43,9 +43,9 @@ class NativeFunction:
                 hint="convgen.export for files that another machine links",
             )
         self.built, self.names = built, names
-        self._scratch = -(-built.workspace_bytes // _ALIGN) * _ALIGN
+        self._scratch = -(-built.workspace_bytes // ALIGNMENT) * ALIGNMENT
         scratch = max((e.scratch_bytes for e in built.entries), default=0)
-        self.workspace_bytes = self._scratch + scratch + _ALIGN
+        self.workspace_bytes = self._scratch + scratch + ALIGNMENT
         backend: Backend = LlvmBackend()
         own = {e.symbol: f"phase{i}" for i, e in enumerate(built.entries)}
         part = Part(built.text("llvm"), built.target, own)
@@ -67,8 +67,8 @@ class NativeFunction:
             *(f"declare void @phase{i}(ptr, ptr, i64, i64)" for i in phases),
             f"define void @convgen_function({given}, ptr %given) {{",
             f"  %table = alloca [{max(count, 1)} x ptr], align 16",
-            f"  %past = getelementptr i8, ptr %given, i64 {_ALIGN - 1}",
-            f"  %base = call ptr @llvm.ptrmask.p0.i64(ptr %past, i64 -{_ALIGN})",
+            f"  %past = getelementptr i8, ptr %given, i64 {ALIGNMENT - 1}",
+            f"  %base = call ptr @llvm.ptrmask.p0.i64(ptr %past, i64 -{ALIGNMENT})",
             f"  %scratch = getelementptr i8, ptr %base, i64 {self._scratch}",
         ]
         for i, argument in enumerate(self.built.arguments):

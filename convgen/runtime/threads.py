@@ -24,10 +24,10 @@ from convgen import knobs
 from convgen.backends.llvm import LlvmBackend
 from convgen.backends.protocol import Backend, Loaded
 from convgen.errors import DataError, InternalError
+from convgen.ir.layout import ALIGNMENT
 from convgen.runtime import cache
 from convgen.target import target
 
-_ALIGN = 64
 _MOST = 1024
 POOL_SYMBOLS = frozenset(
     "pthread_create pthread_join pthread_mutex_init pthread_mutex_lock pthread_mutex_unlock "
@@ -184,9 +184,9 @@ class _Memory:
     """Zeroed bytes that start at a multiple of 64."""
 
     def __init__(self, size: int) -> None:
-        self._raw = (ctypes.c_char * (size + _ALIGN))()
+        self._raw = (ctypes.c_char * (size + ALIGNMENT))()
         base = ctypes.addressof(self._raw)
-        self.address = base + -base % _ALIGN
+        self.address = base + -base % ALIGNMENT
         self.size = size
 
 

@@ -2,13 +2,11 @@
 gradients of anything with respect to anything."""
 
 from convgen.runtime.plan.memory import (
-    ALIGNMENT,
     Call,
     Plan,
     PlanBuilder,
     Region,
     aligned,
-    aligned_array,
 )
 from convgen.runtime.plan.pullback import PullbackTape
 from convgen.runtime.plan.tape import NetworkTape, inference_plan
@@ -16,7 +14,6 @@ from convgen.runtime.plan.training import BackwardTape, TrainingTape, step_plan,
 from convgen.runtime.plan.weights import Weights, part
 
 __all__ = [
-    "ALIGNMENT",
     "BackwardTape",
     "Call",
     "NetworkTape",
@@ -27,7 +24,6 @@ __all__ = [
     "TrainingTape",
     "Weights",
     "aligned",
-    "aligned_array",
     "inference_plan",
     "part",
     "step_plan",

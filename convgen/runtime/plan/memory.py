@@ -12,25 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from convgen.ir.layout import align as aligned
 from convgen.layers.base import Shape
 from convgen.runtime.build import Built
+from convgen.runtime.call import zeros_on_line
 from convgen.runtime.threads import Range, Table
 from convgen.symbolic.program import Program
 from convgen.types import DType
-
-ALIGNMENT = 64  # bytes: a cache line, and the widest vector
-
-
-def aligned(size: int) -> int:
-    """Round up to the alignment."""
-    return -(-size // ALIGNMENT) * ALIGNMENT
-
-
-def aligned_array(size: int) -> NDArray[np.uint8]:
-    """`size` zero bytes that start at a multiple of the alignment."""
-    raw = np.zeros(size + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + size]
 
 
 @dataclass
@@ -129,7 +117,7 @@ class PlanBuilder:
     def finish(self, cut: int | None = None) -> Plan:
         """The plan; `cut`: the number of the call where its second part begins."""
         size = _lay_out(self.regions, len(self.calls))
-        arena = aligned_array(size)
+        arena = zeros_on_line(size)
         return Plan(tuple(self.calls), tuple(self.regions), arena, cut)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from convgen.ir.layout import ALIGNMENT, align
 from convgen.layers.base import ParameterSpec, Shape
-from convgen.runtime.plan.memory import ALIGNMENT, aligned, aligned_array
+from convgen.runtime.call import zeros_on_line
 from convgen.types import DType
 
 
@@ -40,9 +41,9 @@ class Weights:
                 offset += -(-count // step) * step
             else:
                 kind = (spec.dtype or dtype).numpy_name
-                raw = aligned_array(aligned(count * np.dtype(kind).itemsize))
+                raw = zeros_on_line(align(count * np.dtype(kind).itemsize))
                 states[name] = raw.view(kind)[:count].reshape(spec.shape)
-        vector = aligned_array(offset * dtype.bytes).view(dtype.numpy_name)
+        vector = zeros_on_line(offset * dtype.bytes).view(dtype.numpy_name)
         return Weights(dtype, vector, places, states)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
