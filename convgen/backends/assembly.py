@@ -12,6 +12,12 @@ _JUMP = re.compile(r"^\s+(?:j\w+|b(?:\.\w+)?|cb\w+|tb\w+)\s+(?:\w+,\s*)*([.\w$]+
 _FMA = re.compile(r"^\s+(?:vfn?m(?:add|sub)\w*|fml[as]\b|fn?madd\b)")
 _VECTOR = re.compile(r"%[xyz]mm\d+|\bv\d+\.\d*[bhsd]\b|\bq\d+\b|\bz\d+\.[bhsd]\b")
 _X86_STORE = re.compile(r"^\s+v?mov\w*\s+%[xyz]mm\d+(?:\s*\{\S+\})?, .*\)")
+_WHOLE_STORE = re.compile(
+    r"^\s+v?mov(?:a|u|dq|nt)\w*\s+%([xyz])mm\d+(?:\s*\{\S+\})?, .*\(|^\s+st\w+\s+(q)\d+.*\["
+)
+_WHOLE = re.compile(r"%([xyz])mm\d+|\b(q)\d+")
+_BYTES = {"x": 16, "y": 32, "z": 64, "q": 16}
+_MOVE = re.compile(r"^\s+(?:v?mov\w*|ld\w+|st\w+)\s")
 _ARM_LOAD = re.compile(r"^\s+(?:ld\w+)\b.*\[")
 _STACK = re.compile(r"\(%rsp|\[sp\b")
 
@@ -45,14 +51,31 @@ class HotLoop:
         """Vectors written to the stack or read from there."""
         return sum(bool(_STACK.search(x) and _VECTOR.search(x)) for x in self.lines)
 
+    @property
+    def stores(self) -> tuple[int, ...]:
+        """The bytes of each whole vector that is written to memory."""
+        found = (m for line in self.lines if (m := _WHOLE_STORE.match(line)))
+        return tuple(_BYTES[m.group(1) or m.group(2)] for m in found)
+
+    @property
+    def width(self) -> int:
+        """Bytes of the widest vector."""
+        names = (a or b for line in self.lines for a, b in _WHOLE.findall(line))
+        return max((_BYTES[name] for name in names), default=16)
+
+    @property
+    def computing(self) -> int:
+        """Instructions on vectors beside moves."""
+        return sum(bool(_VECTOR.search(x)) and not _MOVE.match(x) for x in self.lines)
+
 
 def hot_loop(asm: str) -> HotLoop | None:
     """The hot loop of some assembly; None without an instruction on vectors.
 
     >>> text = "f:\\n.L1:\\n\\tvfmadd231ps (%rax), %zmm1, %zmm2\\n\\tjne .L1\\n\\tretq\\n"
     >>> found = hot_loop(text)
-    >>> found.label, found.loads, found.instructions
-    ('.L1', 1, 2)
+    >>> found.label, found.loads, found.instructions, found.width
+    ('.L1', 1, 2, 64)
     """
     lines = asm.splitlines()
     places = {m.group(1): i for i, line in enumerate(lines) if (m := _LABEL.match(line))}

@@ -4,7 +4,6 @@ of its hot loops, counted in the assembly."""
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,12 +17,6 @@ from convgen.schedule.cost import Machine, machine_of
 from convgen.symbolic.program import Program
 from convgen.target import Target
 
-_REGISTER = {"x": 16, "y": 32, "z": 64, "q": 16}
-_STORE = re.compile(
-    r"^\s+v?mov(?:a|u|dq|nt)\w*\s+%([xyz])mm\d+(?:\s*\{\S+\})?, .*\(|^\s+st\w+\s+(q)\d+.*\["
-)
-_VECTOR = re.compile(r"%[xyz]mm\d+|\bv\d+\.\d*[bhsd]\b|\bq\d+\b")
-_MOVE = re.compile(r"^\s+(?:v?mov\w*|ld\w+|st\w+)\s")
 _ISSUED = 6.0  # instructions of all kinds that a core starts in a cycle
 _OWN = ("scratch", "packed", "constant")
 
@@ -92,16 +85,12 @@ def _cycles(text: str, stored: int, read: int, machine: Machine) -> float:
     hot = hot_loop(text)
     if hot is None:
         return 0.0
-    stores = [m.group(1) or m.group(2) for line in hot.lines if (m := _STORE.match(line))]
-    widths = [w for line in hot.lines for w in re.findall(r"%([xyz])mm\d+|\b(q)\d+", line)]
-    width = max((_REGISTER[a or b] for a, b in widths), default=16)
-    written = sum(_REGISTER[s] for s in stores)
-    done = stored / written if written else read / max(width * hot.loads, 1)
-    vectors = sum(bool(_VECTOR.search(x)) and not _MOVE.match(x) for x in hot.lines)
+    written = sum(hot.stores)
+    done = stored / written if written else read / max(hot.width * hot.loads, 1)
     each = max(
         hot.instructions / _ISSUED,
-        vectors / machine.fma_rate,
+        hot.computing / machine.fma_rate,
         hot.loads / machine.load_rate,
-        float(len(stores)),
+        float(len(hot.stores)),
     )
     return done * each

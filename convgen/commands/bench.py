@@ -22,6 +22,12 @@ from convgen.commands.printing import print_table, write_json
 
 LIBRARIES = ("torch", "ort", "openvino")
 _CASES = names("--case", "cases", help="Cases by name, or all. Repeatable.")
+_PASSES = names(
+    "--pass",
+    "passes",
+    choice=("forward", "input", "weights"),
+    help="forward, or the gradient to the input or to the weights. Repeatable; default all.",
+)
 _SECONDS = click.option(
     "--seconds", type=click.FloatRange(0.05), default=1.0, show_default=True, help="For each row."
 )
@@ -65,12 +71,7 @@ def peak(threads: int, dtype: str, seconds: float, place: Path | None) -> None:
 
 _KERNELS = together(
     _CASES,
-    names(
-        "--pass",
-        "passes",
-        choice=("forward", "input", "weights"),
-        help="forward, or the gradient to the input or to the weights. Repeatable; default all.",
-    ),
+    _PASSES,
     THREADS,
     DTYPE,
     names("--against", choice=LIBRARIES, help="Peers. Repeatable."),
@@ -174,12 +175,7 @@ def _bench_kernels(
 @click.option("--first", type=click.IntRange(0), default=0, show_default=True, help="Number.")
 @click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="How many.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@names(
-    "--pass",
-    "passes",
-    choice=("forward", "input", "weights"),
-    help="forward, or the gradient to the input or to the weights. Repeatable; default all.",
-)
+@_PASSES
 @click.option("--layout", type=click.Choice(["nhwc", "nchw"]), default="nhwc", show_default=True)
 @THREADS
 @click.option("--compile-only", is_flag=True, help="Fill the cache of kernels, measure nothing.")

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 from itertools import permutations
-from typing import TypeAlias
 
 from convgen.schedule.cost import Candidate
 from convgen.schedule.facts import Facts
+from convgen.schedule.tiles import Tile
 
-_Tile: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
 
-
-def nested(facts: Facts, candidate: Candidate) -> _Tile:
+def nested(facts: Facts, candidate: Candidate) -> Tile:
     """The tile's loops, outermost first, in the order that keeps the fewest values of operands
     beside the states: of what the outermost loop moves those of one iteration, of what it does not
     move all. Equal orders stay as they are."""
     vectors = -(-candidate.width // facts.lanes)
 
-    def kept(order: _Tile) -> int:
+    def kept(order: Tile) -> int:
         total = 0
         for operand in facts.operands:
             if operand.body:
