@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from convgen.errors import ShapeError
-from convgen.passes.lower import lower
 from convgen.runtime import cache, kernel
+from convgen.runtime.build import lowered
 from convgen.runtime.measure import quickest, random_inputs
 from convgen.runtime.threads import thread_count
 from convgen.schedule.schedule import Schedule
 from convgen.schedule.search import search
 from convgen.symbolic.program import Program
-from convgen.symbolic.rewrite import one_pass
 from convgen.target import Target
 from convgen.target import target as target_of
 
@@ -61,7 +60,7 @@ def tune(
         made = kernel.compile(program, str(schedule), machine, workers)
         return quickest(lambda: made(*arrays), seconds)
 
-    found = search(lower(one_pass(program)), machine, count, measure)
+    found = search(lowered(program, in_place=True), machine, count, measure)
     trials = tuple((str(t.schedule), t.seconds) for t in found)
     cache.store(key, cache.Record({"trials": [list(t) for t in trials]}, {}), _SUFFIX)
     return Tuned(trials[0][0], trials)

@@ -29,6 +29,18 @@ def test_a_search_is_recorded_and_gives_the_same_numbers(tmp_path: Path) -> None
     np.testing.assert_allclose(kernel(x, w), x @ w.T, rtol=1e-5, atol=1e-5)
 
 
+def test_a_search_knows_the_updates(tmp_path: Path) -> None:
+    """A state that is copied at the end has a nest of its own, which the schedule names too."""
+    text = "state P: f32[300]\ntensor G: f32[300]\nQ[i] = P[299 - i] - G[i] / 8\nupdate P <- Q"
+    with knobs.override(CACHE_DIR=str(tmp_path)):
+        kernel = cg.compile(cg.parse(text), search=2)
+    assert "P.update: " in str(kernel.schedule)
+    state, step = np.arange(300, dtype=np.float32), np.ones(300, np.float32)
+    wanted = state[::-1] - step / 8
+    kernel(state, step)
+    np.testing.assert_array_equal(state, wanted)
+
+
 def test_what_cannot_be_searched() -> None:
     program = cg.parse(TEXT, X=(8, 20), W=(33, 20))
     with pytest.raises(ScheduleError, match="a schedule and a search"):
