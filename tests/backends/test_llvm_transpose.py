@@ -19,6 +19,7 @@ from convgen.ir.nodes import (
     Index,
     Kernel,
     Layout,
+    Let,
     Phase,
     Register,
     Set,
@@ -211,3 +212,18 @@ def test_what_a_block_writes_is_read_in_order() -> None:
     )
     run(make(Block(body), f32, x, y, "x86-64-v2"), "x86-64-v2", x, y)
     assert y[12:20].tolist() == [1, 4, 7, 10, 0, 0, 0, 0]
+
+
+def test_blocks_inside_have_registers_of_their_own() -> None:
+    """A copy in a block between two neighbours does not take the place of the second one."""
+    x, y = np.arange(24, dtype=np.float32), np.zeros(20, np.float32)
+
+    def copy(first: int, place: int) -> Store:
+        load = VectorLoad("X", Index(Affine((), first)), 5, f32, 4, 4)
+        return Store("Y", Index(Affine((), place)), 1, load, 4)
+
+    inner = Let("v", Affine(), Block((copy(0, 8), copy(3, 12), copy(7, 16))))
+    body = Block((copy(0, 0), inner, copy(1, 4)))
+    run(make(body, f32, x, y, "x86-64-v2"), "x86-64-v2", x, y)
+    want = [x[first::5][:4] for first in (0, 1, 0, 3, 7)]
+    np.testing.assert_array_equal(y, np.concatenate(want))

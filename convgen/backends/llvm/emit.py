@@ -226,7 +226,7 @@ class _Phase:
         """Statements in order; vectors stored with a step wait for their neighbours as long as
         nothing can see that, vectors loaded with a step come with theirs."""
         waiting = Waiting()
-        body = loads_apart(body)
+        body = loads_apart(body, self.scope.registers)
         runs, ready = runs_of(body, self.written, self.scope.registers), set[int]()
         for number, one in enumerate(body):
             if number in runs:

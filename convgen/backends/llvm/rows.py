@@ -72,14 +72,16 @@ def runs_of(body: Sequence[Stmt], written: Container[str], known: Container[str]
     return found
 
 
-def loads_apart(body: Sequence[Stmt]) -> tuple[Stmt, ...]:
+def loads_apart(body: Sequence[Stmt], known: Container[str]) -> tuple[Stmt, ...]:
     """The block with loads that may have neighbours in statements of their own, before the stores
-    of what they load."""
+    of what they load; their registers are none of those that are known."""
     found: list[Stmt] = []
     for place, one in enumerate(body):
         if isinstance(one, Store) and isinstance(one.value, VectorLoad) and _may_turn(one.value):
             load = one.value
             register = f"row.{place}"
+            while register in known:
+                register += "'"
             found.append(Set(register, load))
             one = replace(one, value=Register(register, load.dtype, load.lanes))
         found.append(one)
