@@ -8,6 +8,7 @@ opaque real number.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -111,10 +112,7 @@ class Tensor:
 
     @property
     def elements(self) -> int:
-        total = 1
-        for extent in self.shape:
-            total *= fixed(extent, self.name)
-        return total
+        return math.prod(fixed(extent, self.name) for extent in self.shape)
 
     def __getitem__(self, index: Any) -> Access:
         """X[i, 2*y + r - 1]: reads an element; reading outside gives 0 (see `pad`)."""

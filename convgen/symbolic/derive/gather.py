@@ -17,11 +17,11 @@ from convgen.affine import Affine, Constraint
 from convgen.symbolic.derive.branch import Branch, finish_branch, isolate, start_branch
 from convgen.symbolic.derive.guards import guarded_axes
 from convgen.symbolic.derive.merge import POSITIONS, TAPS
+from convgen.symbolic.derive.rounds import LETTERS
 from convgen.symbolic.derive.terms import Digits, Part, Progression, Term, span
 from convgen.symbolic.expr import Range, Size
 from convgen.symbolic.indexmath import mixed_radix, solve_congruence, tap_range
 
-LETTERS = {1: ("h",), 2: ("h", "w"), 3: ("d", "h", "w")}
 MOST_CLASSES = 64  # residue classes one equation may be split into before it stays a constraint
 
 
