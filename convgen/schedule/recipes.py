@@ -102,9 +102,8 @@ def choose(nest: Nest, kernel: Kernel, target: Target, rank: int = 0) -> Candida
 
 
 def candidates(facts: Facts) -> Iterator[Candidate]:
-    """What is worth scoring: every output loop as vector loop with some widths, every other output
-    loop (and a second one, where the first is short) as the height of the tile; contiguous reduce
-    loops as vector loops; no vector at all."""
+    """What is worth scoring: every output loop as vector loop with some widths, each with the tiles
+    that fit beside it; reduce loops as vector loops, alone or with a tile; no vector at all."""
     yield Candidate()
     for vector, extent in facts.outputs.items():
         if extent == 1:
