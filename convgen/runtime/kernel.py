@@ -114,8 +114,8 @@ class CompiledKernel(Addressed, Arranged, ShowsProgram):
         self._calls = self._packed = self._ahead = 0
         self._last: Special | None = None
         # By the shapes of the inputs; and by those of inputs and results.
-        self._by_inputs: dict[tuple[tuple[int, ...], ...], Special] = {}
-        self._by_arrays: dict[tuple[tuple[int, ...], ...], Special] = {}
+        self._by_inputs: dict[tuple[tuple[object, ...], ...], Special] = {}
+        self._by_arrays: dict[tuple[tuple[object, ...], ...], Special] = {}
         self._arity = len(program.inputs)
         self._inputs = program.inputs  # with the shapes of their arrays
         self._layout = checked(program, layouts)
