@@ -1,9 +1,9 @@
 """Which stages run together: chosen before the loops of each nest are.
 
 Three things move bytes out of the way. Cheap maps are written where they are read (inline);
-reductions over one domain share one pass (join); stages that pass on a chunk that fits a cache run
-chunk by chunk inside their consumer (compute_at). What multiplies and adds many times over the same
-elements is left alone: there the arithmetic counts, not the bytes.
+reductions over one domain, and pieces of one tensor, share one pass (join); stages that pass on a
+chunk that fits a cache run chunk by chunk inside their consumer (compute_at). What multiplies and
+adds many times over the same elements is left alone: there the arithmetic counts, not the bytes.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from convgen.schedule.directives import (
     split,
     vectorize,
 )
-from convgen.schedule.directives.together import joinable
-from convgen.schedule.streams import is_light, iterations
+from convgen.schedule.directives.together import Join, joinable, later_nests
+from convgen.schedule.streams import is_light, is_stream, iterations
 from convgen.target import Target
 
 CHEAP = 10  # operations of a map that is computed again for a second reader
@@ -52,6 +52,7 @@ class Fusion:
     def run(self) -> None:
         if len(list(self.kernel.nests())) > 1:
             self.inline_maps()
+        self.join_pieces()
         self.join_reduces()
         for name in [n.name for n in reversed(list(self.kernel.nests()))]:
             self.gather_stages(name)
@@ -94,9 +95,31 @@ class Fusion:
 
     # -- join ----------------------------------------------------------------------------------
 
-    def join_reduces(self) -> None:
+    def join_pieces(self) -> None:
+        """Pieces of one tensor in one pass over what they read, where that lies as it is needed."""
         for name in [n.name for n in self.kernel.nests()]:
             nest = self.nest(name)
+            if nest is None:
+                continue
+            written = {s.buffer for s in nest.stores}
+            found = [
+                n.name
+                for n in later_nests(nest, self.kernel)
+                if {s.buffer for s in n.stores} == written and {*_read(n)} & {*_read(nest)}
+            ]
+            together = join(*found, nest=name)
+            try:
+                kernel = together.apply(self.kernel, self.target)
+            except ScheduleError:
+                continue
+            joined = next(n for n in kernel.nests() if n.name == name)
+            if found and is_stream(joined, kernel, self.target):
+                self.attempt(together)
+
+    def join_reduces(self) -> None:
+        done = {d.nest for d in self.directives if isinstance(d, Join)}
+        for name in [n.name for n in self.kernel.nests()]:
+            nest = None if name in done else self.nest(name)
             if nest is None or not nest.reduces or not is_light(nest, self.kernel):
                 continue
             found: list[str] = []

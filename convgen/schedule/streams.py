@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import product
 
+from convgen.affine import Affine
 from convgen.ir.layout import size_in_elements
 from convgen.ir.nodes import Kernel, Nest
+from convgen.ir.visit import loads
 from convgen.schedule.access import in_loops, loads_of, stride_of, vector_dtype
 from convgen.schedule.directives import (
     Directive,
@@ -51,10 +54,44 @@ def stream(nest: Nest, kernel: Kernel, target: Target) -> list[Directive]:
     vector = _vector_loop(nest, kernel, lanes)
     if not nest.reduces or not vector or not is_light(nest, kernel):
         return []
-    leaders = {nest.leader(i) for i in range(len(nest.reduces))}
-    if len(leaders) > 1 or nest.guards or any(r.guards for r in nest.reduces):
+    if nest.guards or any(r.guards for r in nest.reduces):
+        return []
+    if len(_leaders(nest)) > 1 and sum(_window(nest, i) for i in _leaders(nest)) > WINDOW:
         return []
     return list(_directives(nest, vector, lanes, target))
+
+
+def is_stream(nest: Nest, kernel: Kernel, target: Target) -> bool:
+    """True where that recipe has directives for a nest."""
+    return bool(stream(nest, kernel, target))
+
+
+def _leaders(nest: Nest) -> list[int]:
+    """The reduces that have loops of their own."""
+    return sorted({nest.leader(i) for i in range(len(nest.reduces))})
+
+
+def _window(nest: Nest, leader: int) -> int:
+    """Points of a reduce."""
+    return math.prod(o.extent for o in nest.loops if o.reduce == leader)
+
+
+def _shared(nest: Nest) -> int:
+    """Places that several reduces in loops of their own read for one point of the output: each is
+    loaded once, and stays in a register."""
+    found = {
+        (o.buffer, tuple(in_loops(nest, i) for i in o.index))
+        for s in nest.stores
+        for o in loads(s.value)
+    }
+    for number, reduce in enumerate(nest.reduces):
+        own = [o for o in nest.loops if o.reduce == nest.leader(number)]
+        for point in product(*(range(o.extent) for o in own)):
+            values = {o.name: Affine.of(v) for o, v in zip(own, point, strict=True)}
+            for load in loads(reduce.body):
+                places = (in_loops(nest, i).substitute(values) for i in load.index)
+                found.add((load.buffer, tuple(places)))
+    return len(found)
 
 
 def _directives(nest: Nest, vector: str, lanes: int, target: Target) -> Iterator[Directive]:
@@ -62,7 +99,8 @@ def _directives(nest: Nest, vector: str, lanes: int, target: Target) -> Iterator
     outer = [o.name for o in nest.loops if o.reduce is None and o.name != vector]
     extent = nest.loop(vector).extent
     states = sum(len(r.combiner.dtypes) for r in nest.reduces)
-    room = (target.vector_registers - 6) // max(1, 2 * states)
+    live = states + _shared(nest) if len(_leaders(nest)) > 1 else 2 * states
+    room = (target.vector_registers - 6) // max(1, live)
     width = min(max(1, room), VECTORS) * lanes
     if math.prod(nest.loop(o).extent for o in outer) < 2:
         width = min(width, max(lanes, extent // (2 * lanes) * lanes))  # for two workers
@@ -75,7 +113,7 @@ def _directives(nest: Nest, vector: str, lanes: int, target: Target) -> Iterator
     if wanted != [o.name for o in nest.loops]:
         yield reorder(*wanted, nest=name)
     yield vectorize(inner, nest=name)
-    if math.prod(o.extent for o in reduces) <= WINDOW:
+    if sum(_window(nest, i) for i in _leaders(nest)) <= WINDOW:
         for loop in reversed(reduces):
             if loop.extent > 1:
                 yield unroll(loop.name, nest=name)

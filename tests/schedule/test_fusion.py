@@ -7,7 +7,7 @@ import sympy
 
 from convgen.errors import ScheduleError
 from convgen.ir.interpret import difference
-from convgen.ir.nodes import Kernel
+from convgen.ir.nodes import Kernel, LoopKind
 from convgen.ir.verify import verify
 from convgen.passes.flatten import flatten
 from convgen.passes.lower import lower
@@ -16,7 +16,7 @@ from convgen.schedule.schedule import parse_schedule
 from convgen.symbolic import dsl
 from convgen.symbolic.derive import split
 from convgen.symbolic.program import Program
-from convgen.target import target
+from convgen.target import Target, target
 
 MACHINE = target("x86-64-v3")
 n, h, w, c, d = dsl.axes("n h w c d")
@@ -43,14 +43,14 @@ def softmax(shape: tuple[int, ...], last: bool) -> Program:
     return dsl.define("Y", index, powers[tuple(index)] / total[n, h, w])
 
 
-def check(program: Program) -> tuple[Kernel, str]:
+def check(program: Program, machine: Target = MACHINE) -> tuple[Kernel, str]:
     """The scheduled kernel and its schedule's text, the same answer at every stage."""
     nest = lower(program)
-    schedule = default_schedule(nest, MACHINE)
-    scheduled = schedule.apply(nest, MACHINE)
+    schedule = default_schedule(nest, machine)
+    scheduled = schedule.apply(nest, machine)
     verify(scheduled, "schedule")
     assert not difference(nest, scheduled)
-    flat = flatten(scheduled, MACHINE)
+    flat = flatten(scheduled, machine)
     verify(flat, "flatten")
     assert not difference(nest, flat)
     assert parse_schedule(str(schedule)).directives == schedule.directives
@@ -65,6 +65,37 @@ def test_sums_over_one_domain_share_a_pass() -> None:
     (first, _) = scheduled.nests()
     assert {first.leader(i) for i in range(len(first.reduces))} == {0}
     assert len(first.reduces) == 3  # the sum that two gradients share is there once
+
+
+def strided(what: str, last: bool, dtype: str) -> Program:
+    """The gradient of a window of 3 x 3 with stride 2, which comes in four pieces."""
+    y, x, r, s = dsl.axes("y x r s")
+    shape, at = ((1, 6, 8, 16), [n, y, x, c]) if last else ((1, 16, 6, 8), [n, c, y, x])
+    row, column = 2 * y + r - 1, 2 * x + s - 1
+    place = (n, row, column, c) if last else (n, c, row, column)
+    X = dsl.tensor("X", shape, dtype).pad("omit" if what == "largest" else "zero")
+    body = dsl.max_over([r, s], X[place])
+    if what == "weighted":
+        body = dsl.sum_over([r, s], X[place] * dsl.tensor("W", (3, 3, 16), dtype)[r, s, c])
+    extents = {y: 3, x: 4, r: 3, s: 3}
+    return split(dsl.define("Y", at, body, extents=extents), ["X"])[1]
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+@pytest.mark.parametrize("machine", ["x86-64-v4", "x86-64-v3", "x86-64-v2", "aarch64"])
+@pytest.mark.parametrize("what", ["largest", "weighted"])
+def test_pieces_of_a_tensor_share_a_pass(what: str, machine: str, dtype: str) -> None:
+    scheduled, text = check(strided(what, True, dtype), target(machine))
+    assert "dX.0: join(dX.1, dX.2, dX.3)" in text and "carry()" in text
+    (nest,) = scheduled.nests()
+    assert len(nest.stores) == 4
+    # All reads of a point's gradient are written out side by side, in registers.
+    assert all(o.kind is LoopKind.UNROLL for o in nest.loops if o.reduce is not None)
+
+
+def test_pieces_that_no_vector_runs_along_stay_apart() -> None:
+    scheduled, text = check(strided("largest", False, "f32"))
+    assert len(list(scheduled.nests())) > 1 and "dX.0: join" not in text
 
 
 def test_a_chunk_passes_through_all_stages() -> None:

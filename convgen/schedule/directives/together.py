@@ -316,15 +316,19 @@ def _without(nest: Nest, number: int, same: int) -> Nest:
     )
 
 
-def joinable(nest: Nest, kernel: Kernel) -> list[Nest]:
-    """Later nests with the same output loops, whose reduces have the shapes of this one's."""
+def later_nests(nest: Nest, kernel: Kernel) -> list[Nest]:
+    """Later nests with the same output loops."""
     nests = all_nests(kernel)
     later = nests[[n.name for n in nests].index(nest.name) + 1 :]
+    return [n for n in later if _outputs(n) == _outputs(nest)]
+
+
+def joinable(nest: Nest, kernel: Kernel) -> list[Nest]:
+    """Those of the later nests whose reduces have the shapes of this one's."""
     mine = [[o.extent for o in _own_loops(nest, i)] for i in range(len(nest.reduces))]
     return [
         n
-        for n in later
+        for n in later_nests(nest, kernel)
         if n.reduces
-        and _outputs(n) == _outputs(nest)
         and all([o.extent for o in _own_loops(n, i)] in mine for i in range(len(n.reduces)))
     ]
