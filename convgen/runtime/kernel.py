@@ -147,7 +147,7 @@ class CompiledKernel(Addressed, Arranged, ShowsProgram):
         self._by_arrays[shapes + tuple(map(_shape, results.values()))] = special
         if prepared and len(inputs) == self._arity:
             self._remember_handles(special, inputs, arrays, results)
-        ahead = next((p for p in prepared if p.serves(special.built)), None)
+        ahead = special.ahead(prepared, list(given.values()))
         self._run(special, addresses_of([*arrays.values(), *results.values()]), ahead)
         if out is None:
             made = tuple(results.values())
@@ -170,14 +170,13 @@ class CompiledKernel(Addressed, Arranged, ShowsProgram):
             return _SLOW
         ahead: Prepared | None = None
         if special.handles:
+            handles = [given[i] for i, _ in special.handles]
             given = list(given)
-            for i, name in special.handles:
-                handle = given[i]
+            for (i, name), handle in zip(special.handles, handles, strict=True):
                 if handle.kernel is not self:
                     return _SLOW
                 given[i] = handle.arrays.get(name)
-                if handle.serves(special.built):
-                    ahead = handle
+            ahead = special.ahead(handles, given)
         for array, (dtype, flags) in zip(given, special.wanted, strict=False):
             if (
                 array.__class__ is not _ndarray

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 
 from convgen.runtime.build import Built
-from convgen.runtime.call import Caller
+from convgen.runtime.call import Caller, Prepared
 from convgen.runtime.layouts import arguments, as_laid_out, is_padded
 from convgen.symbolic.program import Program
 
@@ -26,6 +27,7 @@ class Special:
     wanted   dtype and flags of each input and result, as a call that needs no copy has them
     apart    (i, bytes of i, j, bytes of j): arrays whose memory must not meet
     padded   results with places that belong to no element
+    packed   (place, name) of the inputs that the kernel packs
     handles  (place, name) of the inputs for which a call brings a prepared handle
     """
 
@@ -36,7 +38,16 @@ class Special:
     apart: tuple[tuple[int, int, int, int], ...]
     caller: Caller
     padded: frozenset[str]
+    packed: tuple[tuple[int, str], ...] = ()
     handles: tuple[tuple[int, str], ...] = ()
+
+    def ahead(self, handles: Sequence[Prepared], inputs: Sequence[object]) -> Prepared | None:
+        """The handle that holds the packed copies of just the arrays that a call brings."""
+        for handle in handles:
+            own = handle.arrays
+            if handle.serves(self.built) and all(own.get(n) is inputs[i] for i, n in self.packed):
+                return handle
+        return None
 
     @staticmethod
     def of(program: Program, built: Built) -> Special:
@@ -62,4 +73,5 @@ class Special:
             ),
             Caller(built, arrays),
             frozenset(n for n in names if is_padded(program.tensor(n), built.layouts)),
+            tuple((inputs.index(n), n) for n in built.prepared),
         )

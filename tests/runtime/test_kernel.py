@@ -12,6 +12,7 @@ from convgen.errors import DataError, ScheduleError, ShapeError, TargetError
 from convgen.runtime.kernel import compile
 from convgen.symbolic import dsl
 from convgen.symbolic.evaluate import evaluate
+from convgen.symbolic.parse import parse
 from convgen.symbolic.program import Program
 
 N, K, C, Y, X, R, S = dsl.axes("n k c y x r s")
@@ -139,6 +140,22 @@ def test_prepared_weights_are_packed_once() -> None:
     assert "W packed inside 2 calls of 6, prepared ahead for 4" in str(report)
     with pytest.raises(DataError, match=r"the kernel packs W too; expected prepare\(W=...\)"):
         kernel.prepare(b=b)
+
+
+def test_of_two_handles_the_one_that_stands_for_the_weights_counts() -> None:
+    program = parse("Y[n, k] = sum(c: X[n, c] * W[k, c]) + B[k]", X=(64, 96), W=(128, 96), B=128)
+    kernel = compile(program)
+    assert kernel.packs == ("W",)
+    rng = np.random.default_rng(4)
+    x, w, other, b = (
+        rng.normal(size=s).astype(np.float32) for s in ((64, 96), (128, 96), (128, 96), 128)
+    )
+    alone, both = kernel.prepare(W=w), kernel.prepare(W=other, B=b)
+    for _ in range(3):
+        np.testing.assert_array_equal(kernel(x, alone, both), kernel(x, w, b))
+        np.testing.assert_array_equal(kernel(x, w, both), kernel(x, w, b))
+        np.testing.assert_array_equal(kernel(x, both), kernel(x, other, b))
+        np.testing.assert_array_equal(kernel(x, both, both), kernel(x, other, b))
 
 
 def test_inputs_that_nothing_packs_may_be_prepared_too() -> None:
