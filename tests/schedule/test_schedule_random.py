@@ -25,6 +25,7 @@ from convgen.errors import ScheduleError
 from convgen.ir.interpret import interpret
 from convgen.ir.nodes import Const, Expr, Kernel, Load, Op
 from convgen.ir.visit import map_expr, map_nest_exprs
+from convgen.passes.flatten import flatten
 from convgen.schedule import directives as d
 from convgen.schedule.access import loads_of
 from convgen.schedule.recipes import default_schedule
@@ -171,6 +172,7 @@ def test_random_legal_schedules_are_right(subject: Kernel, seed: int) -> None:
     assert parse_schedule(str(schedule)) == schedule
     assert schedule.apply(subject, TARGETS[0]).phases == after.phases
     assert not difference(subject, after, seed % 97), str(schedule)
+    assert not difference(subject, flatten(after, TARGETS[0]), seed % 97), str(schedule)
 
 
 def flipped(node: Expr) -> Expr:
