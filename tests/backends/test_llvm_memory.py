@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
 
 import numpy as np
 import pytest
+from fenced import fenced
 
 from convgen.affine import ZERO, Affine
 from convgen.backends import llvm
@@ -29,20 +29,6 @@ from convgen.target import target
 from convgen.types import DTYPES, DType, bool_, f32, f64, i64, u8
 
 NATIVE = target()
-
-
-def fenced(values: np.ndarray) -> np.ndarray:
-    """The values right before a page that may not be touched."""
-    page = mmap.PAGESIZE
-    size = values.nbytes
-    room = -(-size // page) * page
-    area = mmap.mmap(-1, room + page)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(area))
-    libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.mprotect(ctypes.c_void_p(start + room), ctypes.c_size_t(page), 0) == 0
-    found = np.frombuffer(area, values.dtype, len(values), room - size)
-    found[:] = values
-    return found
 
 
 def call(body: Stmt, dtype: DType, x: np.ndarray, y: np.ndarray) -> None:

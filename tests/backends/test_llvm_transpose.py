@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from fenced import fenced
 
 from convgen.affine import Affine
 from convgen.backends import llvm
@@ -40,20 +40,6 @@ def columns(count: int, lanes: int, stride: int, valid: int, dtype: DType) -> Bl
         value = Register(f"r{column}", dtype, lanes)
         body.append(Store("Y", Index(Affine((), column)), stride, value, valid))
     return Block(tuple(body))
-
-
-def fenced(values: np.ndarray) -> np.ndarray:
-    """The values right before a page that may not be touched."""
-    page = mmap.PAGESIZE
-    size = values.nbytes
-    room = -(-size // page) * page
-    area = mmap.mmap(-1, room + page)
-    start = ctypes.addressof(ctypes.c_char.from_buffer(area))
-    libc = ctypes.CDLL(None, use_errno=True)
-    assert libc.mprotect(ctypes.c_void_p(start + room), ctypes.c_size_t(page), 0) == 0
-    found = np.frombuffer(area, values.dtype, len(values), room - size)
-    found[:] = values
-    return found
 
 
 def make(body: Stmt, dtype: DType, x: np.ndarray, y: np.ndarray, where: str) -> llvm.Artifact:
