@@ -23,7 +23,7 @@ from convgen.schedule.reuse import (
     fresh_vectors,
     is_read_once,
 )
-from convgen.schedule.tiles import Tile, mean_height, tile_count
+from convgen.schedule.tiles import Tile, mean_height, run_of, tile_count
 from convgen.target import Target
 
 
@@ -238,18 +238,19 @@ def _is_partial(facts: Facts, operand: Operand, candidate: Candidate) -> bool:
 
 
 def pack_cycles(facts: Facts, operand: Operand, candidate: Candidate, machine: Machine) -> float:
-    used = math.prod(facts.outputs.values()) * math.prod(facts.reduces.values())
+    """A nest's part of the packing: the pieces of a gradient share one copy of the weights."""
+    nests = operand.readers if operand.hoistable else 1
+    used = math.prod(facts.outputs.values()) * math.prod(facts.reduces.values()) * nests
     share = 0.1 if operand.hoistable and used >= REUSED * operand.elements else 1.0
-    return copy_cycles(facts, operand, candidate, machine) * share + 200
+    return copy_cycles(facts, operand, candidate, machine) * share / nests + 200
 
 
 def copy_cycles(facts: Facts, operand: Operand, candidate: Candidate, machine: Machine) -> float:
-    """Cycles of packing an operand once."""
+    """Cycles of packing an operand: read; the lines of the copy are fetched, then written."""
     rate = machine.copy
     if operand.strides.get(candidate.vector, 0) not in (0, 1):
         rate = 2 * machine.copy if operand.near >= facts.lanes // 2 else machine.scatter
     size = operand.elements * operand.bytes
-    # Read; the lines of the copy are fetched, then written.
     moved = 3 * size / (machine.l3 if 2 * size <= FILLED * facts.l3 else machine.memory)
     return max(operand.elements * rate, moved)
 
@@ -454,8 +455,7 @@ def _lines(
     fetched = rows * (used if whole else max(used, far))
     times = math.prod(e for n, e in facts.reduces.items() if n in operand.strides)
     if not (whole or operand.windows) and step is not None and abs(step) * operand.bytes >= LINE:
-        # Lines so far apart share the sets of a cache.
-        times *= math.gcd(PAGE, abs(step) * operand.bytes) / LINE
+        times *= math.gcd(PAGE, abs(step) * operand.bytes) / LINE  # far lines share a cache's sets
     rate = bandwidth_of(facts, fetched * times, machine)
     if not whole and rate < machine.l2:
         rate /= brought_with(step, near, operand.bytes)
@@ -474,7 +474,7 @@ def store_cycles(
     total = height * vectors * facts.epilogue / machine.fma_rate
     for strides in facts.store_strides:
         along = strides.get(candidate.vector, 0) if candidate.vector else 1
-        rows = _run(candidate, strides)
+        rows = run_of(candidate.tile, strides)
         far = along is None or abs(along) * facts.bytes >= PAGE
         if along == 1:
             total += height * vectors
@@ -497,12 +497,3 @@ def store_cycles(
         if operand.edged or operand.omits:
             total += 3 * height * vectors
     return total
-
-
-def _run(candidate: Candidate, strides: dict[str, int | None]) -> int:
-    """Elements side by side in memory that the other loops of the tile make up."""
-    run = 1
-    for stride, size in sorted((strides.get(n) or 0, max(c)) for n, c in candidate.tile):
-        if stride == run:
-            run *= size
-    return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from convgen.affine import Mod
@@ -11,6 +12,7 @@ from convgen.ir.nodes import Kernel, Load, Nest, Op
 from convgen.ir.regions import axis_ranges, loop_ranges
 from convgen.ir.visit import loads, walk
 from convgen.schedule.access import in_loops, loads_of, stride_of, vector_dtype
+from convgen.schedule.directives.base import all_nests, is_packing
 from convgen.schedule.directives.pack import halo_of_reads, merged_edges
 from convgen.target import Target
 
@@ -25,7 +27,8 @@ class Operand:
     windows: for each dimension that output and reduce loops move together, the step of each;
     overhangs: for each dimension with an edge its loops and how many places of it lie outside;
     periods: for loops that move it in an index that comes round again, after how many steps;
-    near: the extent of the dimension that is contiguous in memory."""
+    near: the extent of the dimension that is contiguous in memory;
+    readers: nests of the kernel that read the buffer or a copy of it."""
 
     load: Load
     strides: dict[str, int | None]
@@ -43,6 +46,7 @@ class Operand:
     overhangs: tuple[tuple[frozenset[str], int], ...]
     periods: dict[str, int]
     near: int
+    readers: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +78,9 @@ def facts_of(nest: Nest, kernel: Kernel, target: Target) -> Facts:
     written = {s.buffer for s in nest.stores}
     outputs = {o.name: o.extent for o in nest.loops if o.reduce is None}
     reduces = {o.name: o.extent for o in nest.loops if o.reduce is not None}
+    readers = _readers(nest, kernel)
     operands = tuple(
-        _operand(load, nest, kernel, load in inside, written) for load in loads_of(nest)
+        _operand(load, nest, kernel, load in inside, written, readers) for load in loads_of(nest)
     )
     windows = windows_of(nest, kernel)
     operations = sum(
@@ -155,7 +160,29 @@ def _states(nest: Nest) -> int:
     return max(found.values(), default=0)
 
 
-def _operand(load: Load, nest: Nest, kernel: Kernel, body: bool, written: set[str]) -> Operand:
+def _readers(nest: Nest, kernel: Kernel) -> dict[str, int]:
+    """How many nests read each buffer that a nest reads, from a copy or from where it was."""
+    computing: list[set[str]] = []
+    sources: dict[str, str] = {}
+    for one in all_nests(kernel):
+        read = {o.buffer for o in loads_of(one)}
+        if is_packing(one, kernel):
+            sources |= {s.buffer: b for s in one.stores for b in read}
+        elif one.name != nest.name:
+            computing.append(read)
+    own = {o.buffer for o in loads_of(nest)}
+    read = [{sources.get(b, b) for b in buffers} for buffers in computing]
+    return {b: 1 + sum(b in buffers for buffers in read) for b in own}
+
+
+def _operand(
+    load: Load,
+    nest: Nest,
+    kernel: Kernel,
+    body: bool,
+    written: set[str],
+    readers: Mapping[str, int],
+) -> Operand:
     buffer = kernel.buffer(load.buffer)
     strides: dict[str, int | None] = {}
     steps: dict[str, int] = {}
@@ -210,6 +237,7 @@ def _operand(load: Load, nest: Nest, kernel: Kernel, body: bool, written: set[st
         near=next(
             (buffer.shape[d] for d in reversed(buffer.layout.order) if buffer.shape[d] > 1), 1
         ),
+        readers=readers[load.buffer],
         hoistable=buffer.role == "input" and not edged and _is_shared(nest, strides),
     )
 

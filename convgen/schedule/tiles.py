@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import combinations
 from typing import TypeAlias
 
@@ -85,3 +85,12 @@ def mean_height(facts: Facts, name: str, cover: tuple[int, ...]) -> float:
 
 def tile_count(extent: int, cover: tuple[int, ...]) -> int:
     return max(1, -(-extent // max(cover)))
+
+
+def run_of(tile: Tile, strides: Mapping[str, int | None]) -> int:
+    """Elements side by side in memory that the loops of a tile make up."""
+    run = 1
+    for stride, size in sorted((strides.get(n) or 0, max(c)) for n, c in tile):
+        if stride == run:
+            run *= size
+    return run

@@ -11,6 +11,7 @@ from schedule_nests import buffer, dense, kernel, load, nest, sum_of, var, windo
 
 from convgen.ir.interpret import interpret
 from convgen.ir.nodes import Edge, Kernel, Op
+from convgen.schedule.access import loads_of
 from convgen.schedule.cost import MACHINES, machine_of
 from convgen.schedule.directives.mark import registers_needed
 from convgen.schedule.facts import facts_of
@@ -129,6 +130,34 @@ def test_parameters_are_packed_ahead_and_data_is_not() -> None:
     scheduled = default_schedule(subject, target("x86-64-v4")).apply(subject, target("x86-64-v4"))
     when = {p.name: p.when for p in scheduled.phases}
     assert when == {"pack_W": "prepare", "pack_X": "run", "Y": "run"}
+
+
+def pieces(count: int) -> Kernel:
+    """So many nests of different heights: dX[p][n, y, x, c] = sum(k: dY[n, y, x, k] * W[k, c, p])."""
+    n, y, x, c, k = (var(a) for a in "nyxck")
+    nests = [
+        nest(
+            f"dX.{p}",
+            {"n": 1, "y": 4 + p, "x": 4, "c": 80},
+            Op("mul", (load("dY", n, y, x, k), load("W", k, c, var("k") * 0 + p)), f32),
+            {"k": 86},
+            out=f"dX{p}",
+        )
+        for p in range(count)
+    ]
+    outs = (buffer(f"dX{p}", (1, 4 + p, 4, 80), "output") for p in range(count))
+    return kernel((buffer("W", (86, 80, 16)), buffer("dY", (1, 20, 4, 86)), *outs), *nests)
+
+
+@pytest.mark.parametrize("count", [1, 16])
+def test_pieces_share_the_cost_of_one_copy(count: int) -> None:
+    """One alone does not pay for it; of sixteen all read one, in blocks or with a rest."""
+    machine, subject = target("x86-64-v4"), pieces(count)
+    scheduled = default_schedule(subject, machine).apply(subject, machine)
+    made = [b.name for b in scheduled.buffers if b.name.startswith("W_packed")]
+    readers = [n for n in scheduled.nests() if any(o.buffer in made for o in loads_of(n))]
+    assert len(made) <= 2
+    assert len(readers) == (0 if count == 1 else count)
 
 
 def strided_images(batch: int, filters: int, channels: int, size: int) -> Kernel:

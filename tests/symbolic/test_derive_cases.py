@@ -222,6 +222,19 @@ def test_text_of_stride_two() -> None:
     assert found.stages == parse(written.replace("parameter", "tensor")).stages
 
 
+@pytest.mark.parametrize(("out", "terms"), [(3, 3), (4, 3), (6, 6), (7, 6), (8, 6), (9, 6)])
+def test_one_formula_adds_up_little_more_than_its_classes(out: int, terms: int) -> None:
+    """Few outputs are added up for all elements at once, more of them than taps are not."""
+    taps = 6 if out == 3 or terms == 3 else 12
+    text = "Y[n, k, y] = sum(c, r < {r}: X[n, c, 2*y + r] * W[k, c, r]) for y < {y}"
+    size = 2 * (out - 1) + taps
+    program = parse(text.format(r=taps, y=out), X=(1, 2, size), W=(3, 2, taps))
+    pieces = derive.adjoint(program, "X").stages[-1].pieces
+    added = [r.domain["t"].extent for p in pieces for r in p.reduces]
+    assert max(added) <= 1.2 * terms
+    assert (len(pieces) == 1) == (out <= 1.2 * terms)
+
+
 def test_reflect_equals_the_hand_written_program() -> None:
     program = parse(
         "Y[n, k, y] = sum(c, r: X{., ., reflect}[n, c, y + r - 1]*W[k, c, r]) for y < 6",

@@ -35,6 +35,9 @@ from convgen.symbolic.reductions import SUM
 # positions u, u', ..., by how many there are.
 TAPS = {1: ("r",), 2: ("r", "s"), 3: ("q", "r", "s")}
 POSITIONS = {1: ("y",), 2: ("y", "x"), 3: ("z", "y", "x")}
+# Terms that one formula may add up, most of them zero, for each that its classes do: two dimensions
+# multiply, and what the classes read needs no test of its edges.
+MOST_WORK = 1.2
 
 
 def _whole_name(
@@ -368,7 +371,7 @@ def _merge_class_group(group: list[Definition], dim: int, hint: str) -> Definiti
         number += "'"
     for model in sorted(settled, key=lambda p: -int(p.domain[own].hi)):  # type: ignore[arg-type]
         whole = _stretched_piece(model, own, modulus, dim, number, extent)
-        if whole is None or _work([whole]) > 1.5 * _work(group):
+        if whole is None or _work([whole]) > MOST_WORK * _work(group):
             continue
         if all(_is_at(p, whole, dim, own, number) for p in settled):
             return whole
