@@ -14,7 +14,7 @@ from itertools import permutations
 
 from convgen.ir.nodes import Kernel, Nest
 from convgen.ir.regions import loop_extent
-from convgen.schedule.access import in_loops, loads_of, trips
+from convgen.schedule.access import in_loops, loads_of, stride_of, trips
 from convgen.schedule.cost import Machine
 from convgen.schedule.reuse import LINE
 from convgen.target import Target
@@ -43,6 +43,26 @@ class _Walk:
             last = place == len(self.sizes) - 1
             total *= max(min(size, reach), min(size, LINE // self.bytes) if last else 1)
         return total
+
+
+def stored_order(nest: Nest, outer: Sequence[str], kernel: Kernel) -> list[str]:
+    """The outer loops of a map in the order in which what it stores lies in memory, where all that
+    it reads lies in that order too; as they stand elsewhere."""
+    places = [(s.buffer, s.index) for s in nest.stores]
+    places += [(o.buffer, o.index) for o in loads_of(nest)]
+    steps = [
+        [stride_of(kernel.buffer(buffer), index, nest, name) for name in outer]
+        for buffer, index in places
+    ]
+    if any(step is None for row in steps for step in row):
+        return list(outer)
+    walks = [dict(zip(outer, (abs(step or 0) for step in row), strict=True)) for row in steps]
+    order = sorted(outer, key=lambda name: walks[0][name], reverse=True)
+    for walk in walks:
+        moves = [walk[name] for name in order if walk[name]]
+        if moves != sorted(moves, reverse=True):
+            return list(outer)
+    return order
 
 
 def best_order(

@@ -52,7 +52,7 @@ from convgen.schedule.directives.split import best_cover
 from convgen.schedule.facts import Facts, facts_of, windows_of
 from convgen.schedule.following import follow_of, live_when_unrolled
 from convgen.schedule.fusion import Fusion, finish_consumer
-from convgen.schedule.locality import best_order
+from convgen.schedule.locality import best_order, stored_order
 from convgen.schedule.nesting import nested
 from convgen.schedule.normalize import backward_windows, contiguous_pair
 from convgen.schedule.schedule import Schedule
@@ -236,6 +236,8 @@ class _Recipe:
         if nest.reduces and not any(o.inner in cut for o in outer):
             names, machine = [o.name for o in outer], machine_of(self.target)
             plain, cut = best_order(nest, names, self.kernel, self.target, machine), []
+        elif not nest.reduces and not cut:
+            plain = stored_order(nest, plain, self.kernel)
         reduces: list[str] = []
         for number in range(len(nest.reduces)):
             reduces += self.reduce_order(number)

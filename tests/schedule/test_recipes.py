@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from schedule_nests import buffer, dense, kernel, load, nest, sum_of, var, window
 
-from convgen.ir.interpret import interpret
+from convgen.ir.interpret import difference, interpret
 from convgen.ir.nodes import Edge, Kernel, Op
+from convgen.passes.lower import lower
 from convgen.schedule.access import loads_of
 from convgen.schedule.cost import MACHINES, machine_of
 from convgen.schedule.directives.mark import registers_needed
@@ -19,6 +20,7 @@ from convgen.schedule.normalize import backward_windows
 from convgen.schedule.recipes import candidates, choose, default_schedule
 from convgen.schedule.reuse import bytes_of_part, fresh_vectors
 from convgen.schedule.schedule import parse_schedule
+from convgen.symbolic.parse import parse
 from convgen.target import target
 from convgen.types import f32
 
@@ -278,6 +280,24 @@ def test_copies_lie_as_the_longest_way_through_them() -> None:
     second = "reorder(r, k, s, y, n, x, c); pack(X, c)"
     scheduled = parse_schedule(second).apply(subject, target("x86-64-v4"))
     assert scheduled.buffer("X_packed").layout.order == (2, 0, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "order"),
+    [  # blocks put side by side; read in another order than stored, which stays as it is
+        ("Y[2*y + r, 2*x + s, c] = 2 * X[y, x, c] for r < 2, s < 2", "y r x s c"),
+        ("Y[2*y + r, x, c] = 2 * X[r, y, x, c]", "r y x x"),  # x with c, cut
+    ],
+)
+def test_maps_run_in_the_order_in_which_results_lie(text: str, order: str) -> None:
+    blocked = "X[y" in text
+    program = parse(text, X=(5, 6, 16) if blocked else (2, 5, 6, 16))
+    before = lower(program)
+    schedule = default_schedule(before, target("x86-64-v3"))
+    after = schedule.apply(before, target("x86-64-v3"))
+    (nest,) = after.nests()
+    assert [o.name.split("_")[0] for o in nest.loops if o.extent > 1] == order.split()
+    assert not difference(before, after)
 
 
 def test_windows_are_walked_forwards() -> None:
