@@ -70,8 +70,11 @@ def distinct_rows(operand: Operand, tile: Mapping[str, float]) -> float:
 
 
 def is_read_once(facts: Facts, operand: Operand) -> bool:
-    """True for an operand of which every output has elements of its own: a tile finds in the first
-    cache what it shares with the tile before at most."""
+    """True for an operand of which every output has elements of its own, shared by windows alone: a
+    tile finds in the first cache what it shares with the tile before at most."""
+    windows = {n for window in operand.windows for n in window}
+    if any(n in operand.strides and n not in windows for n, e in facts.reduces.items() if e > 1):
+        return False
     moving = [n for n, extent in facts.outputs.items() if extent > 1]
     points = math.prod(facts.outputs.values())
     return all(n in operand.strides for n in moving) and points <= 1.25 * operand.elements

@@ -18,7 +18,7 @@ from convgen.schedule.directives.mark import registers_needed
 from convgen.schedule.facts import facts_of
 from convgen.schedule.normalize import backward_windows
 from convgen.schedule.recipes import candidates, choose, default_schedule
-from convgen.schedule.reuse import bytes_of_part, fresh_vectors
+from convgen.schedule.reuse import bytes_of_part, fresh_vectors, is_read_once
 from convgen.schedule.schedule import parse_schedule
 from convgen.symbolic.parse import parse
 from convgen.target import target
@@ -317,3 +317,19 @@ def test_windows_are_walked_forwards() -> None:
     assert backward_windows(next(iter(subject.nests())), subject) == ["r", "s"]
     assert "reverse(r); reverse(s)" in str(default_schedule(subject, target("x86-64-v4")))
     assert not backward_windows(next(iter(window(1, 8, 9, 8).nests())), window(1, 8, 9, 8))
+
+
+def test_a_sum_over_channels_reads_an_element_for_many_outputs_windows_alone_do_not() -> None:
+    i, y, x, p, q = (var(a) for a in "iyxpq")
+    body = Op("mul", (load("X", i, y + p, x + q), load("W", p, q)), f32)
+    buffers = (buffer("X", (16, 38, 38)), buffer("W", (7, 7)))
+    taps, image = {"p": 7, "q": 7}, {"y": 32, "x": 32}
+    whole = kernel(
+        (*buffers, buffer("Y", (32, 32), "output")), nest("Y", image, body, {"i": 16, **taps})
+    )
+    each = kernel(
+        (*buffers, buffer("Y", (16, 32, 32), "output")), nest("Y", {"i": 16, **image}, body, taps)
+    )
+    for subject, once in ((whole, False), (each, True)):
+        facts = facts_of(next(iter(subject.nests())), subject, target("x86-64-v4"))
+        assert is_read_once(facts, facts.operands[0]) is once
