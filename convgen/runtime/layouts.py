@@ -7,6 +7,7 @@ cut into blocks of 16. The array of such a layout is an ndarray of the physical 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -145,8 +146,10 @@ class Arranged:
     threads: int | None
     layouts: Mapping[str, str]
 
+    @abstractmethod
     def _compiled(self, program: Program, layouts: Mapping[str, str]) -> Callable[..., Any]:
-        raise NotImplementedError
+        """A kernel of another program, with those layouts."""
+        ...
 
     def to_layout(self, name: str, array: Any) -> Array:
         """An array of the formula's shape as the kernel takes or gives that argument."""

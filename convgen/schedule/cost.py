@@ -267,8 +267,7 @@ def tile_cycles(
     if not facts.reduces:
         return TileCycles()
     work = height * vectors * facts.operations
-    fetched = 0.0
-    streamed = 0.0
+    fetched = streamed = 0.0
     turn = _turn(facts, work)
     tile = {name: mean_height(facts, name, cover) for name, cover in candidate.tile}
     crowded = is_crowded(facts, {**tile, candidate.vector: vectors}, machine)
@@ -315,8 +314,8 @@ def tile_cycles(
         if shared == 1.0 and (tested or operand.omits):
             work += times if tested else 1.0  # other edges are tested outside the fastest loop
     latency = machine.latency * facts.states if facts.states else 0.0
-    loads = fetched / machine.load_rate
-    return TileCycles(work / machine.fma_rate, loads, latency, streamed, turn)
+    done, loaded = work / machine.fma_rate, fetched / machine.load_rate
+    return TileCycles(done, loaded, latency, streamed, turn)
 
 
 def is_crowded(facts: Facts, tile: Mapping[str, float], machine: Machine) -> bool:

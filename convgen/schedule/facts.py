@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from convgen.affine import Mod
 from convgen.ir.layout import size_in_elements
-from convgen.ir.nodes import Kernel, Load, Nest, Op
+from convgen.ir.nodes import Buffer, Kernel, Load, Nest, Op
 from convgen.ir.regions import axis_ranges, loop_ranges
 from convgen.ir.visit import loads, walk
 from convgen.schedule.access import in_loops, loads_of, stride_of, vector_dtype
@@ -213,12 +213,6 @@ def _operand(
     halo = halo_of_reads(nest, buffer, same)
     wide = replace(buffer, layout=replace(buffer.layout, halo=halo))
     pitches = {n: stride_of(wide, load.index, nest, n) for n in steps} if any(halo) else strides
-    packable = (
-        load.buffer not in written
-        and buffer.role not in ("packed", "scratch", "constant")
-        and merged_edges(same) is not None
-        and not any(e and e.value is not None for o in same for e in o.edges)
-    )
     return Operand(
         load=load,
         strides=strides,
@@ -230,7 +224,7 @@ def _operand(
         elements=size_in_elements(buffer),
         bytes=buffer.dtype.bytes,
         body=body,
-        packable=packable,
+        packable=load.buffer not in written and _is_packable(buffer, same),
         windows=tuple(windows),
         overhangs=tuple(overhangs),
         periods=_periods(load, nest),
@@ -239,6 +233,15 @@ def _operand(
         ),
         readers=readers[load.buffer],
         hoistable=buffer.role == "input" and not edged and _is_shared(nest, strides),
+    )
+
+
+def _is_packable(buffer: Buffer, same: list[Load]) -> bool:
+    """True for a buffer of which one copy serves all its loads."""
+    return (
+        buffer.role not in ("packed", "scratch", "constant")
+        and merged_edges(same) is not None
+        and not any(e and e.value is not None for o in same for e in o.edges)
     )
 
 
