@@ -13,7 +13,7 @@ from convgen.ir.nodes import Kernel, Nest
 from convgen.passes import pipeline
 from convgen.runtime.build import lowered
 from convgen.schedule.access import loads_of
-from convgen.schedule.cost import Machine, machine_of
+from convgen.schedule.machine import Machine, machine_of
 from convgen.symbolic.program import Program
 from convgen.target import Target
 

@@ -19,6 +19,7 @@ from convgen.errors import InternalError
 from convgen.runtime import kernel as kernels
 from convgen.runtime.arrays import new_array
 from convgen.runtime.layouts import PREFERRED
+from convgen.schedule.machine import level_of
 from convgen.symbolic.program import Program
 from convgen.target import target
 from convgen.types import DType, f32, f64
@@ -139,10 +140,9 @@ class Limits:
     def bandwidth_for(self, read: int, written: int) -> tuple[str, float]:
         """(level that holds so many bytes, GB/s of reading it, or of copying within it)."""
         machine = target("native")
-        held = {"L1": machine.l1, "L2": machine.l2}
-        levels = {name: size * self.peak.threads for name, size in held.items()}
-        levels |= {"L3": machine.l3} if machine.l3 else {}
-        level = next((n for n, size in levels.items() if read + written <= size), "memory")
+        own = self.peak.threads  # each core has a first and a second cache
+        caches = (own * machine.l1, own * machine.l2, machine.l3)
+        level = level_of(read + written, caches)
         kind = "copy" if 8 * written >= read + written else "read"
         rate = next(
             b.gigabytes_per_second

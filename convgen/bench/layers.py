@@ -22,7 +22,7 @@ from convgen.ir.visit import walk
 from convgen.passes.lower import lower
 from convgen.runtime import kernel as kernels
 from convgen.runtime.arrays import new_array
-from convgen.schedule.cost import machine_of
+from convgen.schedule.machine import machine_of
 from convgen.symbolic import dsl
 from convgen.symbolic.derive import split
 from convgen.symbolic.program import Program

@@ -14,8 +14,8 @@ from convgen.passes import pipeline
 from convgen.runtime import cache
 from convgen.runtime.build import Built, lowered
 from convgen.runtime.layouts import arranged
-from convgen.schedule.cost import machine_of
 from convgen.schedule.directives.base import all_nests, is_packing
+from convgen.schedule.machine import machine_of
 from convgen.schedule.predict import packed_from, predict
 from convgen.symbolic.program import Program
 

@@ -12,18 +12,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from convgen.schedule.cost import (
-    REUSED,
-    Candidate,
-    Machine,
-    bandwidth_of,
-    chunks_of,
-    gather_cost,
-    idle_share,
-    pack_cycles,
-)
+from convgen.schedule.copies import REUSED, pack_cycles
+from convgen.schedule.cost import bandwidth_of, gather_cost, idle_share
 from convgen.schedule.facts import Facts, Operand, axis_of
-from convgen.schedule.tiles import heights
+from convgen.schedule.machine import Machine
+from convgen.schedule.tiles import Candidate, chunks_of, heights
 
 TURNED = 5.0  # loads that the shuffles of a transposed vector take the time of
 LOWEST = 4  # outputs of a tile that make up for its joining
@@ -40,7 +33,7 @@ def across(facts: Facts) -> Iterator[Candidate]:
         if extent % facts.lanes or extent < facts.lanes or facts.lanes < 2:
             continue
         room = (facts.registers - 2) // max(1, facts.states)
-        shared = [o for o in facts.operands if _is_read_once(facts, o, vector)]
+        shared = [o for o in facts.operands if _is_streamed(facts, o, vector)]
         for name, length in facts.outputs.items():
             if not any(name not in o.strides for o in shared):
                 continue
@@ -49,7 +42,7 @@ def across(facts: Facts) -> Iterator[Candidate]:
                     yield Candidate(vector, facts.lanes, ((name, sizes),))
 
 
-def _is_read_once(facts: Facts, operand: Operand, vector: str) -> bool:
+def _is_streamed(facts: Facts, operand: Operand, vector: str) -> bool:
     """True for an operand that does not stay in a cache, is used a few times only, and lies in
     memory along the sum."""
     points = math.prod(facts.outputs.values()) * math.prod(facts.reduces.values())
@@ -87,7 +80,7 @@ def rows_of(facts: Facts, candidate: Candidate) -> list[str]:
 
 def in_memory_order(facts: Facts, vector: str, outer: list[str]) -> list[str]:
     """The outer loops as a large operand lies in memory; those that it does not move with last."""
-    large = [o for o in facts.operands if _is_read_once(facts, o, vector)]
+    large = [o for o in facts.operands if _is_streamed(facts, o, vector)]
 
     def step(name: str) -> int:
         """The loop itself, or the one that it was cut from."""

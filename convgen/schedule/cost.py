@@ -1,17 +1,19 @@
 """What a candidate costs, in cycles of one core: closed form, no clocks.
 
 score = max(multiply-add cycles, load cycles, latency, bytes from the caches) per tile and reduce
-iteration, times their number, plus stores and packing. The constants are tabled per CPU model; a
-model without a row gets the default.
+iteration, times their number, plus stores and packing. The constants are tabled per CPU model.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from convgen.schedule.access import vector_count
+from convgen.schedule.copies import first_of, pack_choices, pack_cycles
 from convgen.schedule.facts import Facts, Operand
+from convgen.schedule.machine import STAYS, Machine, level_of, rates_for
 from convgen.schedule.reuse import (
     LINE,
     PAGE,
@@ -23,84 +25,16 @@ from convgen.schedule.reuse import (
     fresh_vectors,
     is_read_once,
 )
-from convgen.schedule.tiles import Tile, mean_height, run_of, tile_count
-from convgen.target import Target
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """Constants of a CPU, for one core.
-
-    fma_bits    bits of multiply-adds per cycle     load_bits  bits loaded per cycle
-    fma_rate, load_rate   the same in vectors of the target, two at most per cycle
-    latency     cycles of a dependent multiply-add  gather     cycles per gathered element
-    l2, l3, memory   bytes per cycle from each level
-    scatter     cycles per element stored or copied with a step
-    clock       billions of cycles a second, for times that are predicted
-    copy        cycles per element copied in order
-    """
-
-    fma_bits: int = 1024
-    load_bits: int = 1024
-    fma_rate: float = 2.0
-    load_rate: float = 2.0
-    latency: float = 4.0
-    gather: float = 1.5
-    l2: float = 32.0
-    l3: float = 14.0
-    memory: float = 6.0
-    scatter: float = 1.5
-    copy: float = 0.3
-    clock: float = 4.0
-
+from convgen.schedule.sharing import is_crowded, share_of_loads, share_outside, turn_cycles
+from convgen.schedule.tiles import Candidate, chunks_of, mean_height, run_of, tile_count
 
 # Weights that no machine differs in.
 OVERLAP = 0.08  # share of the hidden work that still shows
 WORTH_SHARING = 50_000  # cycles below which one worker is enough
-UNROLLED = 160  # statements that the unrolled reduce loops of one tile may have
-TURN = 0.1  # cycles of a turn of a loop, which hides behind the tile
-MISSED = 4.0  # cycles of the end of a short loop, the jump now and then guessed wrong
-CROWDED = 0.75  # loads, as a share of the operations' time, from which sharing them pays
-SLIDING = 7  # iterations of a reduce loop that are unrolled to share what they slide along
 FAR = 4.0  # cycles of a store to a page of its own; half of it to a line
-FILLED = 0.75  # share of the third cache that one nest may use
-REUSED = 16  # uses of an element in a call from which its copy is taken to serve many calls
 CODE = 5e-4  # what a statement of the tile adds: equal candidates are told apart by size
 L1_WAYS = 8
-
-# The first row whose text occurs in the model's own name for itself.
-MACHINES: dict[str, Machine] = {
-    "EPYC (family 26": Machine(l3=24.0, memory=10.0),
-    "EPYC (family 25": Machine(fma_bits=512, load_bits=512, l3=10.0, memory=4.0, clock=3.6),
-    "Ryzen (family 25": Machine(fma_bits=512, load_bits=512, l3=12.0, memory=5.0),
-    "EPYC": Machine(fma_bits=512, load_bits=512, l3=20.0),
-    "Xeon": Machine(l2=48.0, l3=10.0, memory=5.0),
-    "0xd": Machine(fma_bits=512, load_bits=384),
-}
-DEFAULT_MACHINE = Machine()
-
-
-def machine_of(target: Target) -> Machine:
-    """The row of the table for a target, or the default row; rates for its vectors."""
-    rows = (machine for word, machine in MACHINES.items() if word in target.cpu_model)
-    machine = next(rows, DEFAULT_MACHINE)
-    return replace(
-        machine,
-        fma_rate=min(2.0, machine.fma_bits / target.vector_bits),
-        load_rate=min(2.0, machine.load_bits / target.vector_bits),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A choice: the vector loop ("" for none) and how much of it a tile takes; the other loops of
-    the tile with the sizes that cover them; the buffers to pack."""
-
-    vector: str = ""
-    width: int = 1
-    tile: Tile = ()
-    packs: frozenset[str] = frozenset()
-    cycles: float = math.inf
+STARTED = 8  # cycles of the loops around a tile, for each tile
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,59 +55,77 @@ class TileCycles:
         return max(parts) + OVERLAP * (sum(parts) + self.streamed) + self.turn
 
 
-def chunks_of(extent: int, width: int) -> dict[int, int]:
-    """The sizes of the tiles along the vector loop, with how many there are of each."""
-    whole, rest = divmod(extent, width)
-    return {size: count for size, count in ((width, whole), (rest, 1)) if size and count}
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """How a candidate runs through the outputs. height: points of a tile beside the vector loop;
+    tiles: how many for each chunk of the vector loop; chunks: their sizes, with how many there are
+    of each."""
+
+    height: float
+    tiles: int
+    chunks: dict[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class NestCycles:
+    """So many tiles with so many reduce iterations each: what one iteration takes, and the end of
+    a tile (stores, and the turn of the loops around it)."""
+
+    tiles: int
+    iterations: int
+    inner: TileCycles
+    once: float
+
+    @property
+    def total(self) -> float:
+        return self.tiles * (self.iterations * self.inner.total + self.once)
+
+
+def tiling_of(facts: Facts, candidate: Candidate) -> Tiling:
+    """The tiles of a candidate whose vector loop is an output."""
+    tiles, height = 1, 1.0
+    for name, cover in candidate.tile:
+        tiles *= tile_count(facts.outputs[name], cover)
+        height *= mean_height(facts, name, cover)
+    taken = {candidate.vector, *(name for name, _ in candidate.tile)}
+    tiles *= math.prod(e for n, e in facts.outputs.items() if n not in taken)
+    extent = facts.outputs.get(candidate.vector, 1)
+    return Tiling(height, tiles, chunks_of(extent, candidate.width))
 
 
 def score(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
     """The candidate with its packs chosen and its cycles."""
-    lanes = facts.lanes if candidate.vector else 1
-    sizes = dict(candidate.tile)
-    tiles = 1
-    height = 1.0
-    for name, cover in candidate.tile:
-        tiles *= tile_count(facts.outputs[name], cover)
-        height *= mean_height(facts, name, cover)
-    if candidate.vector:
-        chunks = chunks_of(facts.outputs[candidate.vector], candidate.width)
-    else:
-        chunks = {1: 1}
-    rest = math.prod(
-        e for n, e in facts.outputs.items() if n != candidate.vector and n not in sizes
-    )
-    iterations = math.prod(facts.reduces.values())
-    outer = tiles * rest
+    tiling = tiling_of(facts, candidate)
+    points = tiling.height * vector_count(candidate.width, lanes_of(facts, candidate))
     kept: frozenset[str] = frozenset()
     cycles = math.inf
-    for packs in _pack_choices(facts, candidate):
-        total = sum(pack_cycles(facts, o, candidate, machine) for o in _first_of(facts, packs))
-        for width, count in chunks.items():
-            vectors = -(-width // lanes)
-            rates = rates_for(machine, width, lanes)
-            inner = tile_cycles(facts, candidate, height, vectors, packs, rates).total
-            once = store_cycles(facts, candidate, height, width, vectors, rates)
-            total += outer * count * (iterations * inner + once + 8)
-        total *= idle_share(outer * sum(chunks.values()), total)
-        total *= 1 + CODE * height * -(-candidate.width // lanes) * weight(facts, candidate, packs)
+    for packs in pack_choices(facts, candidate):
+        total = sum(pack_cycles(facts, o, candidate, machine) for o in first_of(facts, packs))
+        for part in nest_cycles(facts, replace(candidate, packs=packs), tiling, machine):
+            total += part.total
+        total *= idle_share(tiling.tiles * sum(tiling.chunks.values()), total)
+        total *= 1 + CODE * points * weight(facts, candidate, packs)
         if total < cycles:
             cycles, kept = total, packs
-    return Candidate(candidate.vector, candidate.width, candidate.tile, kept, cycles)
+    return replace(candidate, packs=kept, cycles=cycles)
 
 
-def rates_for(machine: Machine, width: int, lanes: int) -> Machine:
-    """The rates for vectors of so many lanes: whole ones may take two turns, short ones do not."""
-    short = 1
-    while short < min(width, lanes):
-        short *= 2
-    if short == lanes:
-        return machine
-    return replace(
-        machine,
-        fma_rate=min(2.0, machine.fma_rate * lanes / short),
-        load_rate=min(2.0, machine.load_rate * lanes / short),
-    )
+def nest_cycles(
+    facts: Facts, candidate: Candidate, tiling: Tiling, machine: Machine
+) -> Iterator[NestCycles]:
+    """What all tiles take whose chunks have one size, for each size."""
+    lanes = lanes_of(facts, candidate)
+    iterations = math.prod(facts.reduces.values())
+    for width, count in tiling.chunks.items():
+        vectors = vector_count(width, lanes)
+        rates = rates_for(machine, width, lanes)
+        inner = tile_cycles(facts, candidate, tiling.height, vectors, rates)
+        once = store_cycles(facts, candidate, tiling.height, width, vectors, rates)
+        yield NestCycles(tiling.tiles * count, iterations, inner, once + STARTED)
+
+
+def lanes_of(facts: Facts, candidate: Candidate) -> int:
+    return facts.lanes if candidate.vector else 1
 
 
 def weight(facts: Facts, candidate: Candidate, packs: frozenset[str]) -> float:
@@ -194,73 +146,11 @@ def idle_share(tasks: int, cycles: float) -> float:
     return 1 + 0.5 / max(1, tasks) if cycles > WORTH_SHARING else 1.0
 
 
-def _first_of(facts: Facts, packs: frozenset[str]) -> list[Operand]:
-    """One operand for each packed buffer."""
-    found: dict[str, Operand] = {}
-    for operand in facts.operands:
-        if operand.load.buffer in packs:
-            found.setdefault(operand.load.buffer, operand)
-    return list(found.values())
-
-
-def _pack_choices(facts: Facts, candidate: Candidate) -> list[frozenset[str]]:
-    """Nothing; the buffers that are strided along the vector loop; those that meet edges too; those
-    whose lines a tile uses in part too."""
-    partial: set[str] = set()
-    strided: set[str] = set()
-    edged: set[str] = set()
-    for operand in facts.operands:
-        stride = operand.strides.get(candidate.vector, 0)
-        helps = stride not in (0, 1) and operand.steps[candidate.vector] != stride
-        tested = operand.edged & {candidate.vector, *(name for name, _ in candidate.tile)}
-        if not operand.body:
-            continue
-        if operand.packable and (helps or tested):
-            strided |= {operand.load.buffer} if helps else set()
-            edged |= {operand.load.buffer} if tested else set()
-        elif operand.packable and _is_partial(facts, operand, candidate):
-            partial.add(operand.load.buffer)
-    choices = [set[str](), strided, strided | edged, strided | edged | partial]
-    return list(dict.fromkeys(map(frozenset, choices)))
-
-
-def _is_partial(facts: Facts, operand: Operand, candidate: Candidate) -> bool:
-    """True for an operand of which tiles need equal parts of a line each."""
-    if candidate.vector in operand.strides:
-        return False
-    return any(
-        operand.strides.get(name) == 1
-        and 1 < max(sizes) < facts.outputs[name]
-        and max(sizes) * operand.bytes < LINE
-        and facts.outputs[name] % max(sizes) == 0
-        for name, sizes in candidate.tile
-    )
-
-
-def pack_cycles(facts: Facts, operand: Operand, candidate: Candidate, machine: Machine) -> float:
-    """A nest's part of the packing: the pieces of a gradient share one copy of the weights."""
-    nests = operand.readers if operand.hoistable else 1
-    used = math.prod(facts.outputs.values()) * math.prod(facts.reduces.values()) * nests
-    share = 0.1 if operand.hoistable and used >= REUSED * operand.elements else 1.0
-    return copy_cycles(facts, operand, candidate, machine) * share / nests + 200
-
-
-def copy_cycles(facts: Facts, operand: Operand, candidate: Candidate, machine: Machine) -> float:
-    """Cycles of packing an operand: read; the lines of the copy are fetched, then written."""
-    rate = machine.copy
-    if operand.strides.get(candidate.vector, 0) not in (0, 1):
-        rate = 2 * machine.copy if operand.near >= facts.lanes // 2 else machine.scatter
-    size = operand.elements * operand.bytes
-    moved = 3 * size / (machine.l3 if 2 * size <= FILLED * facts.l3 else machine.memory)
-    return max(operand.elements * rate, moved)
-
-
 def tile_cycles(
     facts: Facts,
     candidate: Candidate,
     height: float,
     vectors: int,
-    packs: frozenset[str],
     machine: Machine,
 ) -> TileCycles:
     """Cycles of one reduce iteration of one tile."""
@@ -268,13 +158,13 @@ def tile_cycles(
         return TileCycles()
     work = height * vectors * facts.operations
     fetched = streamed = 0.0
-    turn = _turn(facts, work)
+    turn = turn_cycles(facts, work)
     tile = {name: mean_height(facts, name, cover) for name, cover in candidate.tile}
     crowded = is_crowded(facts, {**tile, candidate.vector: vectors}, machine)
     for operand in facts.operands:
         if not operand.body:
             continue
-        packed = operand.load.buffer in packs
+        packed = operand.load.buffer in candidate.packs
         along = tile.keys() & operand.strides.keys()
         times = math.prod(tile[name] for name in along)
         moved = packed and candidate.vector in operand.strides
@@ -290,7 +180,7 @@ def tile_cycles(
         if candidate.vector in operand.strides:
             differ = distinct_rows(operand, tile)
             times *= vectors * differ
-            sharing = _shared(facts, operand, candidate, tile, vectors)
+            sharing = share_of_loads(facts, operand, candidate, tile, vectors)
             shared, kept = sharing if crowded else (1.0, 0.0)
             turn = 0.0 if shared < 1.0 else max(turn, kept)
             if candidate.vector in operand.shifted:
@@ -308,7 +198,7 @@ def tile_cycles(
         fetched += times * shared
         if operand.edged and not packed:
             masked = any(candidate.vector in loops for loops, _ in operand.overhangs)
-            share = _outside(facts, operand, candidate, tile, shared < 1.0)
+            share = share_outside(facts, operand, candidate, tile, shared < 1.0)
             work += (3.0 if masked else 1.5 if shared == 1.0 else 1.0) * times * shared * share
         tested = operand.edged and not packed and facts.order[0] in operand.edged
         if shared == 1.0 and (tested or operand.omits):
@@ -316,96 +206,6 @@ def tile_cycles(
     latency = machine.latency * facts.states if facts.states else 0.0
     done, loaded = work / machine.fma_rate, fetched / machine.load_rate
     return TileCycles(done, loaded, latency, streamed, turn)
-
-
-def is_crowded(facts: Facts, tile: Mapping[str, float], machine: Machine) -> bool:
-    """True where a tile of so many points (vectors, along the vector loop) has so many loads that
-    they hardly hide behind its operations."""
-    loads = sum(
-        math.prod(size for name, size in tile.items() if name in operand.strides)
-        for operand in facts.operands
-        if operand.body
-    )
-    work = math.prod(tile.values()) * facts.operations
-    return loads / machine.load_rate > CROWDED * work / machine.fma_rate
-
-
-def _turn(facts: Facts, statements: float) -> float:
-    """What an iteration adds as a turn of a loop: short loops that stay loops are left by a jump
-    that is guessed wrong."""
-    done = 1.0
-    for name in facts.order:
-        extent = facts.reduces[name]
-        if extent > 1 and (extent > 16 or statements * done * extent > UNROLLED):
-            return (TURN + MISSED / extent) / done
-        done *= extent
-    return 0.0
-
-
-def _shared(
-    facts: Facts, operand: Operand, candidate: Candidate, tile: dict[str, float], vectors: int
-) -> tuple[float, float]:
-    """The share of a vector operand's loads that is left when the reduce loops that slide it
-    through the tile are unrolled: 1 where they are too long or the registers too few. Then also
-    what the turns of those that stay loops cost, else 0."""
-    height = math.prod(tile.values())
-    copies = height * vectors * facts.operations
-    rows, share, windows, taps = 0.0, 1.0, 0, 1
-    slid: set[str] = set()
-    for window in operand.windows:
-        outs = [n for n in window if n in tile]
-        inner = [n for n in window if n in facts.reduces]
-        if len(outs) != 1 or len(inner) != 1:
-            continue
-        extent = facts.reduces[inner[0]]
-        if extent < 1 or (extent > SLIDING and inner[0] != facts.order[0]):
-            continue
-        steps = min(extent, SLIDING)
-        one, two = window[outs[0]], window[inner[0]]
-        size = tile[outs[0]]
-        distinct = ((size - 1) * one + (steps - 1) * two) / math.gcd(one, two) + 1
-        distinct = min(distinct, size * steps)
-        copies *= steps
-        share *= distinct / (size * steps)
-        rows, windows = (rows or vectors) * distinct, max(windows, steps)
-        taps *= steps
-        slid.add(inner[0])
-    if not slid:
-        return 1.0, 0.0
-    if any(facts.reduces[n] <= SLIDING for n in slid):
-        copies *= math.prod(e for n, e in facts.reduces.items() if n not in slid)
-    live = rows + windows
-    if all(candidate.vector in o.strides for o in facts.operands if o.body):
-        live = min(live, (taps + 1) * vectors + 2)  # points in the order of the operand
-    live += height * vectors * facts.states
-    if copies <= UNROLLED and live <= facts.registers + 2:
-        return share, 0.0
-    short = facts.order[0]
-    return 1.0, TURN + MISSED / facts.reduces[short] if short in slid else 0.0
-
-
-def _outside(
-    facts: Facts,
-    operand: Operand,
-    candidate: Candidate,
-    tile: dict[str, float],
-    unrolled: bool,
-) -> float:
-    """The share of the tiles that meet an edge of an operand, so that they test it."""
-    inside = 1.0
-    for loops, places in operand.overhangs:
-        positions = 1.0
-        for name in loops:
-            if name in tile:
-                positions *= facts.outputs[name] / tile[name]
-            elif name == candidate.vector:
-                positions *= max(1.0, facts.outputs[name] / candidate.width)
-            elif name in facts.outputs:
-                positions *= facts.outputs[name]
-            elif not unrolled or facts.reduces[name] > SLIDING:
-                positions *= facts.reduces[name]
-        inside *= max(0.0, 1 - places / positions)
-    return 1 - inside
 
 
 def gather_cost(facts: Facts, stride: int | None, machine: Machine) -> float:
@@ -427,11 +227,7 @@ def _bandwidth(facts: Facts, operand: Operand, candidate: Candidate, machine: Ma
 
 def bandwidth_of(facts: Facts, size: float, machine: Machine) -> float:
     """Bytes per cycle of what is read again and again, by its size."""
-    if size <= facts.l1 / 2:
-        return 2 * machine.l2
-    if size <= 0.6 * facts.l2:
-        return machine.l2
-    return machine.l3 if size <= 0.3 * facts.l3 else machine.memory
+    return machine.rate_from(level_of(size, facts.caches, STAYS))
 
 
 def _lines(

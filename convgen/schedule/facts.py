@@ -70,6 +70,11 @@ class Facts:
     l2: int
     l3: int
 
+    @property
+    def caches(self) -> tuple[int, int, int]:
+        """Bytes of each."""
+        return self.l1, self.l2, self.l3
+
 
 def facts_of(nest: Nest, kernel: Kernel, target: Target) -> Facts:
     """Read the facts off a nest whose loops are whole axes (or fused ones)."""

@@ -30,13 +30,13 @@ from convgen.schedule.directives import (
     vectorize,
 )
 from convgen.schedule.directives.together import Join, joinable, later_nests
+from convgen.schedule.machine import FILLED
 from convgen.schedule.streams import is_light, is_stream, iterations
 from convgen.target import Target
 
 CHEAP = 10  # operations of a map that is computed again for a second reader
 COSTLY = frozenset("div sqrt exp log tanh sigmoid erf pow uniform".split())
 CHUNKS = 8  # chunks that make it worth running stages chunk by chunk
-FILL = 0.75  # share of the second cache that a chunk may take
 SHORT = 16  # vectors of a chunk below which several are taken together
 VECTORS = 8  # vectors of a map that are written out one after another
 
@@ -162,7 +162,7 @@ class Fusion:
         if not outer or not inner or chunks < CHUNKS:
             return None
         bytes_ = sum(self.chunk_bytes(nest, inner))
-        return (outer, inner) if bytes_ <= FILL * self.target.l2 else None
+        return (outer, inner) if bytes_ <= FILLED * self.target.l2 else None
 
     def is_contiguous(self, nest: Nest, loop: str) -> bool:
         store = nest.stores[0]

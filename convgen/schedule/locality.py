@@ -15,12 +15,10 @@ from itertools import permutations
 from convgen.ir.nodes import Kernel, Nest
 from convgen.ir.regions import loop_extent
 from convgen.schedule.access import in_loops, loads_of, stride_of, trips
-from convgen.schedule.cost import Machine
+from convgen.schedule.machine import FILLED, Machine
 from convgen.schedule.reuse import LINE
 from convgen.target import Target
 
-# Share of a cache that operands may fill: its sets fill unevenly, and others use it too.
-FILL = 0.75
 # Orders that cost little more than the best are as good; the first is kept.
 ENOUGH = 1.1
 # Loops of which every order is tried; further ones stay outermost.
@@ -122,13 +120,14 @@ def _cycles(
     target: Target,
     machine: Machine,
 ) -> float:
-    """Cycles that the bytes from beyond the second and the third cache take."""
+    """Cycles that the bytes from beyond the second cache take, and from beyond a third."""
     total = 0.0
-    for capacity, rate in ((target.l2, machine.l3), (target.l3 or 8 << 20, machine.memory)):
+    beyond = [(target.l2, machine.l3), (target.l3, machine.memory)]
+    for capacity, rate in beyond if target.l3 else [(target.l2, machine.memory)]:
         inside = set(inner)
         touched = [w.footprint(inside) for w in walks]
         left = list(order)
-        while left and sum(touched) <= FILL * capacity:
+        while left and sum(touched) <= FILLED * capacity:
             name = left.pop()
             inside |= {name, bases.get(name, name)}
             touched = [w.footprint(inside) for w in walks]

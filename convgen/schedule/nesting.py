@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from itertools import permutations
 
-from convgen.schedule.cost import Candidate
 from convgen.schedule.facts import Facts
-from convgen.schedule.tiles import Tile
+from convgen.schedule.tiles import Candidate, Tile
 
 
 def nested(facts: Facts, candidate: Candidate) -> Tile:

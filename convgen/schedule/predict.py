@@ -14,20 +14,12 @@ from convgen.ir.regions import loop_extent
 from convgen.ir.visit import map_expr, map_nest_exprs
 from convgen.schedule.access import loads_of, tile_loops
 from convgen.schedule.across import score_across
-from convgen.schedule.cost import (
-    Candidate,
-    Machine,
-    TileCycles,
-    chunks_of,
-    copy_cycles,
-    machine_of,
-    rates_for,
-    store_cycles,
-    tile_cycles,
-)
+from convgen.schedule.copies import copy_cycles
+from convgen.schedule.cost import TileCycles, nest_cycles, tiling_of
 from convgen.schedule.directives.base import all_nests, is_packing
 from convgen.schedule.facts import Facts, facts_of
-from convgen.schedule.tiles import mean_height, tile_count
+from convgen.schedule.machine import Machine, level_of, machine_of
+from convgen.schedule.tiles import Candidate
 from convgen.target import Target
 
 
@@ -142,7 +134,7 @@ def _predict_nest(
     else:
         parts, total = _along(facts, candidate, machine)
     size, level = _bytes_of(facts, kernel)
-    waiting = size / _rate_of(level, machine)
+    waiting = size / machine.rate_from(level)
     parts[f"bytes from {level}"] = waiting
     bound = max(parts, key=lambda part: parts[part])
     cycles = max(total, waiting)
@@ -151,28 +143,14 @@ def _predict_nest(
 
 def _along(facts: Facts, candidate: Candidate, machine: Machine) -> tuple[dict[str, float], float]:
     """(cycles of each part, of all together) where the vector loop is an output."""
-    lanes = facts.lanes if candidate.vector else 1
-    height, tiles = 1.0, 1
-    for axis, cover in candidate.tile:
-        height *= mean_height(facts, axis, cover)
-        tiles *= tile_count(facts.outputs[axis], cover)
-    taken = {candidate.vector, *(axis for axis, _ in candidate.tile)}
-    tiles *= math.prod(e for n, e in facts.outputs.items() if n not in taken)
-    iterations = math.prod(facts.reduces.values())
-    whole = facts.outputs.get(candidate.vector, 1)
     names = ("operations", "loads", "latency", "caches", "turns", "stores")
     parts: dict[str, float] = dict.fromkeys(names, 0.0)
     total = 0.0
-    for width, count in chunks_of(whole, candidate.width).items():
-        vectors = -(-width // lanes)
-        rates = rates_for(machine, width, lanes)
-        inner = tile_cycles(facts, candidate, height, vectors, candidate.packs, rates)
-        once = store_cycles(facts, candidate, height, width, vectors, rates)
-        times = tiles * count
-        for name, cycles in _named(inner).items():
-            parts[name] += times * iterations * cycles
-        parts["stores"] += times * (once + 8)
-        total += times * (iterations * inner.total + once + 8)
+    for part in nest_cycles(facts, candidate, tiling_of(facts, candidate), machine):
+        for name, cycles in _named(part.inner).items():
+            parts[name] += part.tiles * part.iterations * cycles
+        parts["stores"] += part.tiles * part.once
+        total += part.total
     return parts, total
 
 
@@ -195,10 +173,4 @@ def _bytes_of(facts: Facts, kernel: Kernel) -> tuple[int, str]:
         points = math.prod(facts.outputs.values()) * buffer.dtype.bytes
         names[store.buffer] = min(share, points)
     size = sum(names.values())
-    held = {"L1": facts.l1, "L2": facts.l2, "L3": facts.l3}
-    return size, next((level for level, most in held.items() if size <= most), "memory")
-
-
-def _rate_of(level: str, machine: Machine) -> float:
-    rates = {"L1": 2 * machine.l2, "L2": machine.l2, "L3": machine.l3}
-    return rates.get(level, machine.memory)
+    return size, level_of(size, facts.caches)

@@ -23,15 +23,7 @@ from convgen.schedule.access import (
     vector_count,
 )
 from convgen.schedule.across import across, in_memory_order, rows_of, score_across
-from convgen.schedule.cost import (
-    SLIDING,
-    UNROLLED,
-    Candidate,
-    is_crowded,
-    machine_of,
-    score,
-    weight,
-)
+from convgen.schedule.cost import score, weight
 from convgen.schedule.directives import (
     Directive,
     carry,
@@ -53,11 +45,13 @@ from convgen.schedule.facts import Facts, facts_of, windows_of
 from convgen.schedule.following import follow_of, live_when_unrolled
 from convgen.schedule.fusion import Fusion, finish_consumer
 from convgen.schedule.locality import best_order, stored_order
+from convgen.schedule.machine import machine_of
 from convgen.schedule.nesting import nested
 from convgen.schedule.normalize import backward_windows, contiguous_pair
 from convgen.schedule.schedule import Schedule
+from convgen.schedule.sharing import SLIDING, UNROLLED, is_crowded
 from convgen.schedule.streams import stream
-from convgen.schedule.tiles import tiles
+from convgen.schedule.tiles import Candidate, tiles
 from convgen.target import Target
 
 # Vectors along the vector loop that a tile may take.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import combinations
 from typing import TypeAlias
 
@@ -16,6 +17,18 @@ Tile: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
 EXACT = 0.8  # share of the room from which tiles of one size are worth a look
 SQUARES = ((2, 2), (4, 2), (2, 4), (3, 3), (4, 4))  # of two loops that slide along one operand
 WHOLE = 2  # short loops that a tile takes as a whole beside parts of another
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A choice: the vector loop ("" for none) and how much of it a tile takes; the other loops of
+    the tile with the sizes that cover them; the buffers to pack."""
+
+    vector: str = ""
+    width: int = 1
+    tile: Tile = ()
+    packs: frozenset[str] = frozenset()
+    cycles: float = math.inf
 
 
 def tiles(facts: Facts, vector: str, vectors: int) -> Iterator[Tile]:
@@ -94,3 +107,9 @@ def run_of(tile: Tile, strides: Mapping[str, int | None]) -> int:
         if stride == run:
             run *= size
     return run
+
+
+def chunks_of(extent: int, width: int) -> dict[int, int]:
+    """The sizes of the tiles along the vector loop, with how many there are of each."""
+    whole, rest = divmod(extent, width)
+    return {size: count for size, count in ((width, whole), (rest, 1)) if size and count}

@@ -16,7 +16,7 @@ from convgen.errors import UserError
 from convgen.ir.interpret import interpret
 from convgen.passes import pipeline
 from convgen.runtime.build import lowered
-from convgen.schedule.cost import machine_of
+from convgen.schedule.machine import machine_of
 from convgen.symbolic.derive import split
 from convgen.target import target
 from convgen.types import f32

@@ -6,9 +6,9 @@ import pytest
 
 import convgen as cg
 from convgen.passes.lower import lower
-from convgen.schedule.cost import Candidate
 from convgen.schedule.facts import facts_of
 from convgen.schedule.nesting import nested
+from convgen.schedule.tiles import Candidate
 from convgen.target import target
 
 

@@ -1,0 +1,73 @@
+"""Which operands a candidate copies before it runs, and what the copies take."""
+
+from __future__ import annotations
+
+import math
+
+from convgen.schedule.facts import Facts, Operand
+from convgen.schedule.machine import FILLED, Machine
+from convgen.schedule.reuse import LINE
+from convgen.schedule.tiles import Candidate
+
+REUSED = 16  # uses of an element in a call from which its copy is taken to serve many calls
+
+
+def pack_choices(facts: Facts, candidate: Candidate) -> list[frozenset[str]]:
+    """Nothing; the buffers that are strided along the vector loop; those that meet edges too; those
+    whose lines a tile uses in part too."""
+    partial: set[str] = set()
+    strided: set[str] = set()
+    edged: set[str] = set()
+    for operand in facts.operands:
+        stride = operand.strides.get(candidate.vector, 0)
+        helps = stride not in (0, 1) and operand.steps[candidate.vector] != stride
+        tested = operand.edged & {candidate.vector, *(name for name, _ in candidate.tile)}
+        if not operand.body:
+            continue
+        if operand.packable and (helps or tested):
+            strided |= {operand.load.buffer} if helps else set()
+            edged |= {operand.load.buffer} if tested else set()
+        elif operand.packable and _is_partial(facts, operand, candidate):
+            partial.add(operand.load.buffer)
+    choices = [set[str](), strided, strided | edged, strided | edged | partial]
+    return list(dict.fromkeys(map(frozenset, choices)))
+
+
+def _is_partial(facts: Facts, operand: Operand, candidate: Candidate) -> bool:
+    """True for an operand of which tiles need equal parts of a line each."""
+    if candidate.vector in operand.strides:
+        return False
+    return any(
+        operand.strides.get(name) == 1
+        and 1 < max(sizes) < facts.outputs[name]
+        and max(sizes) * operand.bytes < LINE
+        and facts.outputs[name] % max(sizes) == 0
+        for name, sizes in candidate.tile
+    )
+
+
+def first_of(facts: Facts, packs: frozenset[str]) -> list[Operand]:
+    """One operand for each packed buffer."""
+    found: dict[str, Operand] = {}
+    for operand in facts.operands:
+        if operand.load.buffer in packs:
+            found.setdefault(operand.load.buffer, operand)
+    return list(found.values())
+
+
+def pack_cycles(facts: Facts, operand: Operand, candidate: Candidate, machine: Machine) -> float:
+    """A nest's part of the packing: the pieces of a gradient share one copy of the weights."""
+    nests = operand.readers if operand.hoistable else 1
+    used = math.prod(facts.outputs.values()) * math.prod(facts.reduces.values()) * nests
+    share = 0.1 if operand.hoistable and used >= REUSED * operand.elements else 1.0
+    return copy_cycles(facts, operand, candidate, machine) * share / nests + 200
+
+
+def copy_cycles(facts: Facts, operand: Operand, candidate: Candidate, machine: Machine) -> float:
+    """Cycles of packing an operand: read; the lines of the copy are fetched, then written."""
+    rate = machine.copy
+    if operand.strides.get(candidate.vector, 0) not in (0, 1):
+        rate = 2 * machine.copy if operand.near >= facts.lanes // 2 else machine.scatter
+    size = operand.elements * operand.bytes
+    moved = 3 * size / (machine.l3 if 2 * size <= FILLED * facts.l3 else machine.memory)
+    return max(operand.elements * rate, moved)
