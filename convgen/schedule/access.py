@@ -97,15 +97,16 @@ def vector_count(extent: int, lanes: int) -> int:
     return -(-extent // lanes)
 
 
-def tile_vectors(nest: Nest, lanes: int) -> tuple[int, int]:
-    """(vectors that the states of the tile take, vectors of one operand along the tile)."""
-    total, along = 1, 1
-    for loop in tile_loops(nest):
-        count = loop_extent(nest, loop)
-        if loop.kind is LoopKind.VECTOR:
-            count = along = vector_count(count, lanes)
-        total *= count
-    return total, along
+def vectors_along(nest: Nest, loop: Loop, lanes: int) -> int:
+    """The vectors that a vector loop takes, the iterations of another."""
+    count = loop_extent(nest, loop)
+    return vector_count(count, lanes) if loop.kind is LoopKind.VECTOR else count
+
+
+def tile_sizes(nest: Nest, lanes: int) -> dict[str, int]:
+    """For each loop of the tile its iterations, in vectors along a vector loop: their product is
+    the vectors of one state."""
+    return {loop.name: vectors_along(nest, loop, lanes) for loop in tile_loops(nest)}
 
 
 def vector_dtype(nest: Nest, kernel: Kernel) -> DType:

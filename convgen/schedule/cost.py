@@ -158,7 +158,7 @@ def tile_cycles(
         return TileCycles()
     work = height * vectors * facts.operations
     fetched = streamed = 0.0
-    turn = turn_cycles(facts, work)
+    turn, written_out = turn_cycles(facts, work), False
     tile = {name: mean_height(facts, name, cover) for name, cover in candidate.tile}
     crowded = is_crowded(facts, {**tile, candidate.vector: vectors}, machine)
     for operand in facts.operands:
@@ -182,7 +182,8 @@ def tile_cycles(
             times *= vectors * differ
             sharing = share_of_loads(facts, operand, candidate, tile, vectors)
             shared, kept = sharing if crowded else (1.0, 0.0)
-            turn = 0.0 if shared < 1.0 else max(turn, kept)
+            turn = max(turn, kept)
+            written_out |= shared < 1.0
             if candidate.vector in operand.shifted:
                 times *= 1.0 + facts.lanes * operand.bytes / 128  # most cross a line
             step = operand.steps[candidate.vector] or None if packed else stride
@@ -205,7 +206,7 @@ def tile_cycles(
             work += times if tested else 1.0  # other edges are tested outside the fastest loop
     latency = machine.latency * facts.states if facts.states else 0.0
     done, loaded = work / machine.fma_rate, fetched / machine.load_rate
-    return TileCycles(done, loaded, latency, streamed, turn)
+    return TileCycles(done, loaded, latency, streamed, 0.0 if written_out else turn)
 
 
 def gather_cost(facts: Facts, stride: int | None, machine: Machine) -> float:

@@ -7,9 +7,15 @@ import math
 from collections.abc import Container, Iterable
 
 from convgen.ir.nodes import Kernel, Load, Loop, LoopKind, Nest
-from convgen.ir.regions import loop_extent
 from convgen.ir.visit import loads
-from convgen.schedule.access import in_loops, stride_of, tile_loops, tile_vectors, vector_dtype
+from convgen.schedule.access import (
+    in_loops,
+    stride_of,
+    tile_loops,
+    tile_sizes,
+    vector_dtype,
+    vectors_along,
+)
 from convgen.schedule.directives.mark import innermost_unrolled
 from convgen.schedule.facts import Facts
 from convgen.target import Target
@@ -35,7 +41,7 @@ def follow_of(nest: Nest, kernel: Kernel, target: Target) -> str:
             continue
         along_loops = _distinct(nest, load, [*straight, *tile], lanes)
         along_operand = 1 + sum(_distinct(nest, o, [*slid, *tile], lanes) for o in others)
-        room = target.vector_registers - tile_vectors(nest, lanes)[0]
+        room = target.vector_registers - math.prod(tile_sizes(nest, lanes).values())
         if along_operand <= room < along_loops + len(others):
             return load.buffer
     return ""
@@ -52,25 +58,19 @@ def live_when_unrolled(nest: Nest, loop: Loop, facts: Facts) -> int:
         both = operand.strides.keys() & tile.keys()
         if loop.name not in operand.strides or not _is_joint(nest, operand.load, loop, tile):
             continue
-        counts = [_vectors(nest, tile[name], facts.lanes) - (name == vector) for name in both]
+        counts = [vectors_along(nest, tile[name], facts.lanes) - (name == vector) for name in both]
         in_loops_order += loop.extent - 1 + sum(counts)
         slid = [o for o in innermost_unrolled(nest) if _is_joint(nest, operand.load, o, tile)]
         taps = max(taps, loop.extent * math.prod(o.extent for o in slid))
     if not vector or any(not o.strides.get(vector) for o in body):
         return in_loops_order
-    return min(in_loops_order, (taps + 1) * _vectors(nest, tile[vector], facts.lanes))
+    return min(in_loops_order, (taps + 1) * vectors_along(nest, tile[vector], facts.lanes))
 
 
 def _is_joint(nest: Nest, load: Load, loop: Loop, tile: Container[str]) -> bool:
     """True where a reduce loop and a loop of the tile move an operand in one dimension."""
     names = (in_loops(nest, index).names() for index in load.index)
     return any(loop.name in own and any(n in tile for n in own) for own in names)
-
-
-def _vectors(nest: Nest, loop: Loop, lanes: int) -> int:
-    """The vectors along a vector loop, the iterations of another."""
-    count = loop_extent(nest, loop)
-    return -(-count // lanes) if loop.kind is LoopKind.VECTOR else count
 
 
 def _slid(nest: Nest, load: Load, straight: list[Loop], tile: list[Loop]) -> list[Loop]:
@@ -97,7 +97,7 @@ def _distinct(nest: Nest, load: Load, loops: Iterable[Loop], lanes: int) -> int:
         own = [(o, abs(place.coefficient(o.name))) for o in loops if place.coefficient(o.name)]
         if not own:
             continue
-        counts = [_vectors(nest, o, lanes) for o, _ in own]
+        counts = [vectors_along(nest, o, lanes) for o, _ in own]
         step = math.gcd(*(c for _, c in own))
         reach = sum((n - 1) * c // step for n, (_, c) in zip(counts, own, strict=True))
         total *= min(math.prod(counts), reach + 1)

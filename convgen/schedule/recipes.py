@@ -14,13 +14,12 @@ from dataclasses import dataclass, field, replace
 
 from convgen.errors import ScheduleError
 from convgen.ir.nodes import Kernel, Loop, LoopKind, Nest
-from convgen.ir.regions import loop_extent
 from convgen.schedule.access import (
     in_loops,
     outer_loops,
     tile_loops,
+    tile_sizes,
     trips,
-    vector_count,
 )
 from convgen.schedule.across import across, in_memory_order, rows_of, score_across
 from convgen.schedule.cost import score, weight
@@ -318,10 +317,7 @@ class _Recipe:
         iterations share fits the registers."""
         nest = self.nest
         facts = facts_of(nest, self.kernel, self.target)
-        size = 1
-        for loop in tile_loops(nest):
-            count = loop_extent(nest, loop)
-            size *= -(-count // facts.lanes) if loop.kind is LoopKind.VECTOR else count
+        size = math.prod(tile_sizes(nest, facts.lanes).values())
         for number in range(len(nest.reduces)):
             copies = size * statements
             for loop in reversed([o for o in nest.loops if o.reduce == number]):
@@ -355,13 +351,7 @@ class _Recipe:
         the tile keeps the values of the operand that has the fewest; LLVM loads those of two
         neighbours together, and spills states where they do not fit beside one of the other's.
         Below 512 bits a broadcast needs a register, no multiply-add reads it from memory."""
-        nest = self.nest
-        sizes = {
-            o.name: vector_count(loop_extent(nest, o), facts.lanes)
-            if o.kind is LoopKind.VECTOR
-            else loop_extent(nest, o)
-            for o in tile_loops(nest)
-        }
+        sizes = tile_sizes(self.nest, facts.lanes)
         kept = [
             math.prod(size for name, size in sizes.items() if name in operand.strides)
             for operand in facts.operands
@@ -373,12 +363,7 @@ class _Recipe:
         """Cut a long reduce loop into short runs, written out, where the tile slides along an
         operand with it: neighbouring iterations share most of what they load."""
         nest = self.nest
-        size = math.prod(
-            -(-loop_extent(nest, o) // facts.lanes)
-            if o.kind is LoopKind.VECTOR
-            else loop_extent(nest, o)
-            for o in tile_loops(nest)
-        )
+        size = math.prod(tile_sizes(nest, facts.lanes).values())
         if not self.is_crowded(facts):
             return False
         fits = [
@@ -400,9 +385,7 @@ class _Recipe:
         return True
 
     def is_crowded(self, facts: Facts) -> bool:
-        sizes = {o.name: float(loop_extent(self.nest, o)) for o in tile_loops(self.nest)}
-        vectors = [o.name for o in tile_loops(self.nest) if o.kind is LoopKind.VECTOR]
-        sizes |= {name: -(-sizes[name] // facts.lanes) for name in vectors}
+        sizes = tile_sizes(self.nest, facts.lanes)
         return is_crowded(facts, sizes, machine_of(self.target))
 
     def carry_states(self) -> None:

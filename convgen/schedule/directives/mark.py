@@ -14,8 +14,9 @@ from convgen.schedule.access import (
     loads_of,
     stride_of,
     tile_loops,
-    tile_vectors,
+    tile_sizes,
     trips,
+    vectors_along,
 )
 from convgen.schedule.directives.base import (
     Directive,
@@ -428,11 +429,12 @@ def registers_needed(nest: Nest, target: Target) -> int:
         lanes = min(target.lanes(d) for d in dtypes)
         leader = nest.leader(number)
         own = [o for o in nest.loops if o.reduce in (None, leader)]
-        total, along = tile_vectors(replace(nest, loops=tuple(own)), lanes)
+        sizes = tile_sizes(replace(nest, loops=tuple(own)), lanes)
+        total = math.prod(sizes.values())
+        vectors = [sizes[o.name] for o in own if o.kind is LoopKind.VECTOR and o.name in sizes]
+        along = vectors[-1] if vectors else 1
         for name in reduce.factored:
-            loop = nest.loop(name)
-            vector = loop.kind is LoopKind.VECTOR
-            total *= -(-loop.extent // lanes) if vector else loop.extent
+            total *= vectors_along(nest, nest.loop(name), lanes)
         states[leader] = states.get(leader, 0) + total * len(dtypes)
         operands[leader] = max(operands.get(leader, 0), along)
     return max((states[i] + operands[i] for i in states), default=0)
