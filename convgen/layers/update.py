@@ -6,6 +6,7 @@ hyperparameters; the updates replace P and the states.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,8 +31,7 @@ class Optimizer:
     hyper: tuple[str, ...] = ("lr",)
 
     def __init__(self, lr: float, clip_norm: float | None = None) -> None:
-        if not lr >= 0:
-            raise ShapeError(f"learning rate {lr}", expected="a number >= 0")
+        _check("learning rate", lr)
         if clip_norm is not None and not clip_norm > 0:
             raise ShapeError(f"clip_norm {clip_norm}", expected="a number > 0, or None")
         self.lr, self.clip_norm = lr, clip_norm
@@ -72,6 +72,13 @@ def _number(value: float) -> sympy.Expr:
     return sympy.Rational(str(value))
 
 
+def _check(name: str, value: float, below: float = math.inf) -> None:
+    """Refuse what torch refuses: negative numbers, those that are none or too large."""
+    if not 0 <= value < below:
+        wanted = "a number >= 0" if below == math.inf else f"a number from 0 to below {below:g}"
+        raise ShapeError(f"{name} {value}", expected=wanted)
+
+
 class SGD(Optimizer):
     """torch.optim.SGD: g = G + weight_decay*P; V = momentum*V + (1 - dampening)*g;
     P = P - lr*(V, or g + momentum*V with nesterov). V starts at zero (torch starts at the first
@@ -87,6 +94,8 @@ class SGD(Optimizer):
         clip_norm: float | None = None,
     ) -> None:
         super().__init__(lr, clip_norm)
+        _check("momentum", momentum)
+        _check("weight_decay", weight_decay)
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ShapeError("Nesterov momentum", expected="momentum > 0 and dampening 0")
         self.momentum, self.dampening = momentum, dampening
@@ -123,6 +132,10 @@ class Adam(Optimizer):
         clip_norm: float | None = None,
     ) -> None:
         super().__init__(lr, clip_norm)
+        for beta in betas:
+            _check("beta", beta, below=1.0)
+        _check("eps", eps)
+        _check("weight_decay", weight_decay)
         self.betas, self.eps, self.weight_decay = betas, eps, weight_decay
 
     def values(self, step: int) -> dict[str, float]:

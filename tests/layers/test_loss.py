@@ -112,3 +112,21 @@ def test_refusals():
         loss.NLLLoss().target_shape((5,))
     with pytest.raises(ShapeError, match="Nesterov momentum"):
         update.SGD(0.1, nesterov=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: update.SGD(-0.1), "learning rate -0.1"),
+        (lambda: update.Adam(float("nan")), "learning rate nan"),
+        (lambda: update.SGD(0.1, momentum=-1), "momentum -1.*a number >= 0"),
+        (lambda: update.SGD(0.1, weight_decay=-1e-4), "weight_decay -0.0001"),
+        (lambda: update.Adam(betas=(0.9, 1.0)), "beta 1.0.*from 0 to below 1"),
+        (lambda: update.Adam(eps=-1e-8), "eps -1e-08"),
+        (lambda: update.AdamW(weight_decay=-1), "weight_decay -1"),
+    ],
+)
+def test_optimizers_refuse_numbers_that_torch_refuses(make, message):
+    with pytest.raises(ShapeError, match=message):
+        make()
+    update.SGD(0.0, momentum=0.0, weight_decay=0.0)
