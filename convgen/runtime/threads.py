@@ -72,10 +72,9 @@ class _Row(ctypes.Structure):
         ("extent", ctypes.c_int64),
         ("grain", ctypes.c_int64),
         ("pad", ctypes.c_int64 * 4),
-        ("next", ctypes.c_int64),
         ("done", ctypes.c_int64),
         ("chunk", ctypes.c_int64),
-        ("tail", ctypes.c_int64 * 5),
+        ("tail", ctypes.c_int64 * 6),
     ]
 
 

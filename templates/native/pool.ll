@@ -1,9 +1,17 @@
 ; A persistent pool of threads that runs a table of phases in one call.
 ;
 ; A row is a parallel range: the tasks 0..extent-1 of fn(args, scratch of the worker, begin, end).
-; Rows run one after another. Workers take chunks of the current row from its counter `next`; a row
-; is finished when `done` tasks have returned, whoever ran them. A worker that wakes up late finds
-; nothing left to take and holds nobody up. What a task computes does not depend on the worker.
+; Rows run one after another; a row is finished when `done` tasks have returned, whoever ran them.
+; The chunks of a row are shared out in order: worker v's own are those from v/threads to
+; (v+1)/threads of them, so that the same worker comes back to the same part of an array in every
+; row and every run, and finds it in its cache. Who has none left takes from the end of another's
+; part. A worker that wakes up late finds nothing left and holds nobody up. What a task computes
+; does not depend on the worker.
+;
+; taken[v] says how much of v's part is gone: chunks taken from its front (8 bits), from its end
+; (8 bits), and above them the number of the row, counted over all runs of the pool. A word of an
+; earlier row stands for nothing taken; one of a later row says that the row has ended. A part has
+; nine chunks at most, as a chunk is a fourth of a part or more.
 ;
 ; Workers enter an epoch only while `open` names it; the caller closes it and waits until `active`
 ; is zero before it returns, so rows and arguments may be freed after the call.
@@ -13,13 +21,15 @@
 ; The host appends @convgen_pause, the processor's hint for waiting loops, and @convgen_apart, which
 ; keeps the workers off the caller's processor (apart.ll; elsewhere than on Linux it does nothing).
 
-;                    fn   args extent grain         next done chunk
-%convgen_row = type { ptr, ptr, i64, i64, [4 x i64], i64, i64, i64, [5 x i64] }
+;                    fn   args extent grain         done chunk
+%convgen_row = type { ptr, ptr, i64, i64, [4 x i64], i64, i64, [6 x i64] }
 
 ;                     epoch            open active           stop limit rows count scratch
 %convgen_pool = type { i64, [7 x i64], i64, i64, [6 x i64], i64, i64, ptr, i64, ptr,
 ; sleeping workers home     mutex       condition   threads        slots
-    i64, i64, i64, [16 x i64], [16 x i64], [1024 x i64], [1024 x %convgen_slot] }
+    i64, i64, i64, [16 x i64], [16 x i64], [1024 x i64], [1024 x %convgen_slot],
+;   rows so far         taken
+    i64, [7 x i64], [1024 x [8 x i64]] }
 
 ;                     pool number
 %convgen_slot = type { ptr, i64 }
@@ -186,6 +196,8 @@ out:
 ; Take chunks of each row in turn; go on to the next row when all tasks have returned.
 define internal void @convgen_work(ptr %pool, i64 %number) {
 entry:
+  %threads.p = getelementptr inbounds %convgen_pool, ptr %pool, i64 0, i32 6
+  %threads = load i64, ptr %threads.p
   %rows.p = getelementptr inbounds %convgen_pool, ptr %pool, i64 0, i32 7
   %rows = load ptr, ptr %rows.p
   %count.p = getelementptr inbounds %convgen_pool, ptr %pool, i64 0, i32 8
@@ -194,6 +206,8 @@ entry:
   %all = load ptr, ptr %all.p
   %own.p = getelementptr inbounds ptr, ptr %all, i64 %number
   %scratch = load ptr, ptr %own.p
+  %before.p = getelementptr inbounds %convgen_pool, ptr %pool, i64 0, i32 17
+  %before = load i64, ptr %before.p
   br label %next
 next:
   %n = phi i64 [ 0, %entry ], [ %more, %finished ]
@@ -206,25 +220,73 @@ begin:
   %args = load ptr, ptr %args.p
   %extent.p = getelementptr inbounds %convgen_row, ptr %row, i64 0, i32 2
   %extent = load i64, ptr %extent.p
-  %next.p = getelementptr inbounds %convgen_row, ptr %row, i64 0, i32 5
-  %done.p = getelementptr inbounds %convgen_row, ptr %row, i64 0, i32 6
-  %chunk.p = getelementptr inbounds %convgen_row, ptr %row, i64 0, i32 7
+  %done.p = getelementptr inbounds %convgen_row, ptr %row, i64 0, i32 5
+  %chunk.p = getelementptr inbounds %convgen_row, ptr %row, i64 0, i32 6
   %chunk = load i64, ptr %chunk.p
+  %over = add i64 %chunk, -1
+  %rounded = add i64 %extent, %over
+  %chunks = udiv i64 %rounded, %chunk
+  %place = add i64 %before, %n
+  %fresh = shl i64 %place, 16
+  %ended = add i64 %fresh, 65536
+  br label %look
+look:
+  %far = phi i64 [ 0, %begin ], [ %further, %none ]
+  %round = icmp uge i64 %far, %threads
+  br i1 %round, label %wait, label %visit
+visit:
+  %straight = add i64 %number, %far
+  %beyond = icmp uge i64 %straight, %threads
+  %wrapped = sub i64 %straight, %threads
+  %v = select i1 %beyond, i64 %wrapped, i64 %straight
+  %v.end = add i64 %v, 1
+  %from.all = mul i64 %v, %chunks
+  %from = udiv i64 %from.all, %threads
+  %to.all = mul i64 %v.end, %chunks
+  %to = udiv i64 %to.all, %threads
+  %part = sub i64 %to, %from
+  %mine = icmp eq i64 %far, 0
+  %step = select i1 %mine, i64 1, i64 256
+  %taken.p = getelementptr inbounds %convgen_pool, ptr %pool, i64 0, i32 19, i64 %v
+  %first = load atomic i64, ptr %taken.p acquire, align 8
   br label %take
 take:
-  %first = atomicrmw add ptr %next.p, i64 %chunk acq_rel
-  %some = icmp slt i64 %first, %extent
-  br i1 %some, label %run, label %wait
+  %seen = phi i64 [ %first, %visit ], [ %now, %claim ], [ %again, %run ]
+  %old = icmp ult i64 %seen, %fresh
+  %state = select i1 %old, i64 %fresh, i64 %seen
+  %front = and i64 %state, 255
+  %shifted = lshr i64 %state, 8
+  %back = and i64 %shifted, 255
+  %gone = add i64 %front, %back
+  %some = icmp ult i64 %gone, %part
+  %current = icmp ult i64 %state, %ended
+  %left = and i1 %some, %current
+  br i1 %left, label %claim, label %none
+none:
+  %further = add i64 %far, 1
+  br label %look
+claim:
+  %new = add i64 %state, %step
+  %pair = cmpxchg ptr %taken.p, i64 %seen, i64 %new acq_rel acquire, align 8
+  %now = extractvalue { i64, i1 } %pair, 0
+  %won = extractvalue { i64, i1 } %pair, 1
+  br i1 %won, label %run, label %take
 run:
-  %stop = add i64 %first, %chunk
+  %near = add i64 %from, %front
+  %to.last = add i64 %to, -1
+  %far.chunk = sub i64 %to.last, %back
+  %which = select i1 %mine, i64 %near, i64 %far.chunk
+  %start = mul i64 %which, %chunk
+  %stop = add i64 %start, %chunk
   %inside = icmp slt i64 %stop, %extent
   %end = select i1 %inside, i64 %stop, i64 %extent
-  call void %fn(ptr %args, ptr %scratch, i64 %first, i64 %end)
-  %ran = sub i64 %end, %first
+  call void %fn(ptr %args, ptr %scratch, i64 %start, i64 %end)
+  %ran = sub i64 %end, %start
   %a = atomicrmw add ptr %done.p, i64 %ran acq_rel
+  %again = load atomic i64, ptr %taken.p acquire, align 8
   br label %take
 wait:
-  %spins = phi i64 [ 0, %take ], [ %spun, %pause ]
+  %spins = phi i64 [ 0, %look ], [ %spun, %pause ]
   %done = load atomic i64, ptr %done.p acquire, align 8
   %ready = icmp sge i64 %done, %extent
   br i1 %ready, label %finished, label %busy
@@ -261,16 +323,14 @@ reset:
   %extent = load i64, ptr %extent.p
   %grain.p = getelementptr inbounds %convgen_row, ptr %row, i64 0, i32 3
   %grain = load i64, ptr %grain.p
-  %next.p = getelementptr inbounds %convgen_row, ptr %row, i64 0, i32 5
-  store i64 0, ptr %next.p
-  %done.p = getelementptr inbounds %convgen_row, ptr %row, i64 0, i32 6
+  %done.p = getelementptr inbounds %convgen_row, ptr %row, i64 0, i32 5
   store i64 0, ptr %done.p
   %share = udiv i64 %extent, %parts
   %small = icmp ult i64 %share, %grain
   %atleast = select i1 %small, i64 %grain, i64 %share
   %none = icmp ult i64 %atleast, 1
   %chunk = select i1 %none, i64 1, i64 %atleast
-  %chunk.p = getelementptr inbounds %convgen_row, ptr %row, i64 0, i32 7
+  %chunk.p = getelementptr inbounds %convgen_row, ptr %row, i64 0, i32 6
   store i64 %chunk, ptr %chunk.p
   %more = add i64 %n, 1
   br label %next
@@ -283,6 +343,11 @@ publish:
   %rows.p = getelementptr inbounds %convgen_pool, ptr %pool, i64 0, i32 7
   store ptr %rows, ptr %rows.p
   %count.p = getelementptr inbounds %convgen_pool, ptr %pool, i64 0, i32 8
+  %rows.last = load i64, ptr %count.p
+  %rows.p.all = getelementptr inbounds %convgen_pool, ptr %pool, i64 0, i32 17
+  %rows.before = load i64, ptr %rows.p.all
+  %rows.now = add i64 %rows.before, %rows.last
+  store i64 %rows.now, ptr %rows.p.all
   store i64 %count, ptr %count.p
   %scratch.p = getelementptr inbounds %convgen_pool, ptr %pool, i64 0, i32 9
   store ptr %scratch, ptr %scratch.p

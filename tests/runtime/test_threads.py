@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -94,6 +95,47 @@ def test_every_task_runs_once_and_phases_wait_for_each_other(count: int) -> None
             y[:] = 0
             table.run(count)
             np.testing.assert_array_equal(y, expected(extent))
+
+
+def signing_kernel(extent: int) -> Compiled:
+    """Two passes of Y[p, i] = S, where S is what the scratch of the worker holds."""
+    out = Buffer("Y", i64, (2 * extent,), Layout.rowmajor(1), "output")
+    scratch = Buffer("S", i64, (4,), Layout.rowmajor(1), "scratch")
+    phases = []
+    for p in range(2):
+        kept = VectorLoad("S", Index(ZERO), 1, i64, 1, 1)
+        place = Index(Affine.of("i") + p * extent)
+        body = For("i", Affine.of("begin"), Affine.of("end"), 1, Store("Y", place, 1, kept, 1))
+        phases.append(Phase(f"p{p}", body, extent, 1, 32))
+    kernel = Kernel("sign", (out, scratch), tuple(phases), Form.FLAT)
+    artifact = llvm.compile_kernel(kernel, target())
+    library = llvm.load(artifact.object, target())
+    ranges = tuple(
+        Range(library.address(e.symbol), e.extent, e.grain, e.scratch_bytes, e.when)
+        for e in artifact.entries
+    )
+    return Compiled(ranges, library)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_worker_comes_back_to_its_part_of_every_phase(count: int) -> None:
+    extent = 240_000
+    y = np.zeros((2, extent), np.int64)
+    table = Table([(signing_kernel(extent), [y.ctypes.data])])
+    table.run(count)
+    pool = threads._shared.get()  # pyright: ignore[reportPrivateUsage]
+    for v in range(count):
+        ctypes.c_int64.from_address(pool._scratch[v].address).value = v  # pyright: ignore[reportPrivateUsage]
+    seen: set[int] = set()
+    for _ in range(50):
+        y[:] = -1
+        table.run(count)
+        for v, part in enumerate(np.split(y, count, axis=1)):
+            own = part == v
+            # Others have taken nothing, or chunks from the end.
+            assert (own[:, :-1] >= own[:, 1:]).all()
+            seen |= set(part[own].tolist())
+    assert seen == set(range(count))
 
 
 def test_calls_of_a_table_run_in_order_and_can_be_bound_again() -> None:
