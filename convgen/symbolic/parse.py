@@ -100,7 +100,13 @@ class _Reader:
         self.saved: list[str] = []
         self.updates: list[tuple[str, str]] = []
         self.gradients: dict[str, Program] = {}
-        for shape in self.shapes.values():
+        for name, shape in self.shapes.items():
+            if isinstance(shape, Mapping):
+                raise FormulaError(
+                    f"{name}= is a mapping",
+                    expected="a shape for each tensor, as a keyword of its own",
+                    hint="parse(text, X=(2, 3)), or parse(text, **shapes)",
+                )
             self._note_sizes(shape.shape if isinstance(shape, Tensor) else shape)
 
     def program(self, lines: Sequence[tuple[int, str]], text: str) -> Program:

@@ -469,3 +469,8 @@ def test_axes_and_sizes_are_told_apart():
     program = parse("Y[n] = X[n] * N + n", X=("N",))
     (value,) = program.stages[0].pieces[0].values
     assert {type(s) for s in value.free_symbols if not hasattr(s, "tensor")} == {Axis, Size}
+
+
+def test_a_mapping_is_no_shape():
+    with pytest.raises(FormulaError, match=r"shapes= is a mapping.*parse\(text, \*\*shapes\)"):
+        parse("Y[n] = X[n]", shapes={"X": (2,)})
