@@ -16,18 +16,21 @@ from convgen.schedule.access import in_loops, loads_of, stride_of, vector_dtype
 from convgen.schedule.directives import (
     Directive,
     carry,
+    pack,
     parallel,
     reorder,
     split,
     unroll,
     vectorize,
 )
+from convgen.schedule.facts import facts_of
 from convgen.target import Target
 
 REUSE = 16  # times an element may be read in a nest that is still bound by its bytes
 VECTORS = 4  # of one tile
 WINDOW = 16  # points of a window that are written out
 ROWS = 4  # points of a long reduce that are
+SMALL = 16  # times that a copied operand goes into what is stored
 TASKS = 128  # beyond which no further loop is made parallel
 
 
@@ -51,14 +54,17 @@ def iterations(nest: Nest) -> int:
 def stream(nest: Nest, kernel: Kernel, target: Target) -> list[Directive]:
     """The directives for such a nest; empty where it is none."""
     lanes = max(1, target.lanes(vector_dtype(nest, kernel)))
-    vector = _vector_loop(nest, kernel, lanes)
+    vector, copied = _vector_loop(nest, kernel, lanes)
     if not nest.reduces or not vector or not is_light(nest, kernel):
         return []
+    if copied and len(_leaders(nest)) < 2:
+        return []  # a tile that reads its vectors again is worth more
     if nest.guards or any(r.guards for r in nest.reduces):
         return []
     if len(_leaders(nest)) > 1 and sum(_window(nest, i) for i in _leaders(nest)) > WINDOW:
         return []
-    return list(_directives(nest, vector, lanes, target))
+    packs = _packs(nest, kernel, target, copied)
+    return list(_directives(nest, vector, lanes, target, packs)) if packs is not None else []
 
 
 def is_stream(nest: Nest, kernel: Kernel, target: Target) -> bool:
@@ -94,7 +100,9 @@ def _shared(nest: Nest) -> int:
     return len(found)
 
 
-def _directives(nest: Nest, vector: str, lanes: int, target: Target) -> Iterator[Directive]:
+def _directives(
+    nest: Nest, vector: str, lanes: int, target: Target, packs: dict[str, bool]
+) -> Iterator[Directive]:
     name = nest.name
     outer = [o.name for o in nest.loops if o.reduce is None and o.name != vector]
     extent = nest.loop(vector).extent
@@ -112,6 +120,8 @@ def _directives(nest: Nest, vector: str, lanes: int, target: Target) -> Iterator
     wanted = [*outer, *cut, *(o.name for o in reduces), inner]
     if wanted != [o.name for o in nest.loops]:
         yield reorder(*wanted, nest=name)
+    for buffer, hoisted in packs.items():
+        yield pack(buffer, inner, hoist=hoisted, nest=name)
     yield vectorize(inner, nest=name)
     if sum(_window(nest, i) for i in _leaders(nest)) <= WINDOW:
         for loop in reversed(reduces):
@@ -124,28 +134,40 @@ def _directives(nest: Nest, vector: str, lanes: int, target: Target) -> Iterator
     for loop in [*outer, *cut]:
         if tasks >= TASKS:
             break
-        count = nest.loop(loop).extent if loop in outer else -(-extent // width)
-        if count > 1 or spread:
-            spread.append(loop)
-        tasks *= count
-    if tasks > 1 and spread[0] == [*outer, *cut][0]:
+        spread.append(loop)
+        tasks *= nest.loop(loop).extent if loop in outer else -(-extent // width)
+    if tasks > 1:
         yield parallel(*spread, nest=name)
 
 
-def _vector_loop(nest: Nest, kernel: Kernel, lanes: int) -> str:
-    """The output loop along which all that is read and stored is contiguous or fixed."""
+def _vector_loop(nest: Nest, kernel: Kernel, lanes: int) -> tuple[str, list[str]]:
+    """The output loop along which all that is read and stored is contiguous or fixed, the buffers
+    that are so in a copy only: those that are small beside what is stored."""
     places = [(o.buffer, o.index) for o in loads_of(nest)]
     places += [(s.buffer, s.index) for s in nest.stores]
+    least = min(size_in_elements(kernel.buffer(s.buffer)) for s in nest.stores)
     for loop in nest.loops:
         if loop.reduce is not None or loop.extent < lanes:
             continue
         steps = [stride_of(kernel.buffer(b), index, nest, loop.name) for b, index in places]
         stored = steps[len(steps) - len(nest.stores) :]
+        far = [b for (b, _), s in zip(places, steps, strict=True) if s not in (0, 1)]
         edged = any(
             edge is not None and loop.name in in_loops(nest, i).names()
             for o in loads_of(nest)
             for i, edge in zip(o.index, o.edges, strict=True)
         )
-        if all(s in (0, 1) for s in steps) and all(s == 1 for s in stored) and not edged:
-            return loop.name
-    return ""
+        small = all(SMALL * size_in_elements(kernel.buffer(b)) <= least for b in far)
+        if small and all(s == 1 for s in stored) and not edged:
+            return loop.name, list(dict.fromkeys(far))
+    return "", []
+
+
+def _packs(nest: Nest, kernel: Kernel, target: Target, wanted: list[str]) -> dict[str, bool] | None:
+    """For each buffer to copy whether once for many calls; None where one cannot be copied."""
+    if not wanted:
+        return {}
+    operands = [o for o in facts_of(nest, kernel, target).operands if o.load.buffer in wanted]
+    if not all(o.packable for o in operands):
+        return None
+    return {o.load.buffer: o.hoistable for o in operands}

@@ -68,29 +68,36 @@ def test_sums_over_one_domain_share_a_pass() -> None:
 
 
 def strided(what: str, last: bool, dtype: str) -> Program:
-    """The gradient of a window of 3 x 3 with stride 2, which comes in four pieces."""
+    """The gradient of a window of 3 x 3 with stride 2, which comes in four pieces; "turned": the
+    weights lie along the window."""
     y, x, r, s = dsl.axes("y x r s")
-    shape, at = ((1, 6, 8, 16), [n, y, x, c]) if last else ((1, 16, 6, 8), [n, c, y, x])
+    shape, at = ((1, 12, 16, 16), [n, y, x, c]) if last else ((1, 16, 12, 16), [n, c, y, x])
     row, column = 2 * y + r - 1, 2 * x + s - 1
     place = (n, row, column, c) if last else (n, c, row, column)
     X = dsl.tensor("X", shape, dtype).pad("omit" if what == "largest" else "zero")
     body = dsl.max_over([r, s], X[place])
     if what == "weighted":
         body = dsl.sum_over([r, s], X[place] * dsl.tensor("W", (3, 3, 16), dtype)[r, s, c])
-    extents = {y: 3, x: 4, r: 3, s: 3}
+    if what == "turned":
+        body = dsl.sum_over([r, s], X[place] * dsl.tensor("W", (16, 3, 3), dtype)[c, r, s])
+    extents = {y: 6, x: 8, r: 3, s: 3}
     return split(dsl.define("Y", at, body, extents=extents), ["X"])[1]
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f64"])
 @pytest.mark.parametrize("machine", ["x86-64-v4", "x86-64-v3", "x86-64-v2", "aarch64"])
-@pytest.mark.parametrize("what", ["largest", "weighted"])
+@pytest.mark.parametrize("what", ["largest", "weighted", "turned"])
 def test_pieces_of_a_tensor_share_a_pass(what: str, machine: str, dtype: str) -> None:
     scheduled, text = check(strided(what, True, dtype), target(machine))
     assert "dX.0: join(dX.1, dX.2, dX.3)" in text and "carry()" in text
-    (nest,) = scheduled.nests()
+    nest = list(scheduled.nests())[-1]
+    assert len(list(scheduled.nests())) == 1 + (what == "turned")
     assert len(nest.stores) == 4
     # All reads of a point's gradient are written out side by side, in registers.
     assert all(o.kind is LoopKind.UNROLL for o in nest.loops if o.reduce is not None)
+    # The batch of one is no reason to run on one worker.
+    assert [o.name for o in nest.loops if o.kind is LoopKind.PARALLEL][:3] == ["n", "u", "u'"]
+    assert ("hoist=True" in text) == (what == "turned")
 
 
 def test_pieces_that_no_vector_runs_along_stay_apart() -> None:
