@@ -17,7 +17,6 @@ _WHOLE_STORE = re.compile(
 )
 _WHOLE = re.compile(r"%([xyz])mm\d+|\b(q)\d+")
 _BYTES = {"x": 16, "y": 32, "z": 64, "q": 16}
-_MOVE = re.compile(r"^\s+(?:v?mov\w*|ld\w+|st\w+)\s")
 _ARM_LOAD = re.compile(r"^\s+(?:ld\w+)\b.*\[")
 _STACK = re.compile(r"\(%rsp|\[sp\b")
 
@@ -34,7 +33,7 @@ class HotLoop:
     @property
     def instructions(self) -> int:
         """Instructions of all kinds."""
-        return len(_code(self.lines))
+        return len(code_of(self.lines))
 
     @property
     def share(self) -> float:
@@ -44,7 +43,7 @@ class HotLoop:
     @property
     def loads(self) -> int:
         """Vectors read from memory, operands of other instructions included."""
-        return sum(_is_load(line) for line in self.lines)
+        return sum(is_load(line) for line in self.lines)
 
     @property
     def spills(self) -> int:
@@ -62,11 +61,6 @@ class HotLoop:
         """Bytes of the widest vector."""
         names = (a or b for line in self.lines for a, b in _WHOLE.findall(line))
         return max((_BYTES[name] for name in names), default=16)
-
-    @property
-    def computing(self) -> int:
-        """Instructions on vectors beside moves."""
-        return sum(bool(_VECTOR.search(x)) and not _MOVE.match(x) for x in self.lines)
 
 
 def hot_loop(asm: str) -> HotLoop | None:
@@ -120,14 +114,26 @@ def _loops(lines: Sequence[str], places: dict[str, int]) -> list[tuple[str, list
     ]
 
 
-def _code(lines: Sequence[str]) -> list[str]:
+def code_of(lines: Sequence[str]) -> list[str]:
+    """The lines that are instructions."""
     marks = (".", "#", "//")
     return [
         x for x in lines if x.strip() and not x.strip().startswith(marks) and not _LABEL.match(x)
     ]
 
 
-def _is_load(line: str) -> bool:
+def is_vector(line: str) -> bool:
+    """An instruction on vectors."""
+    return bool(_VECTOR.search(line))
+
+
+def whole_store(line: str) -> bool:
+    """An instruction that writes a whole vector to memory."""
+    return bool(_WHOLE_STORE.match(line))
+
+
+def is_load(line: str) -> bool:
+    """An instruction that reads vectors, or elements of them, from memory."""
     if not _VECTOR.search(line):
         return False
     if "(" in line:

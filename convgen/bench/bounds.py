@@ -1,47 +1,45 @@
-"""What holds a layer that is bound by bytes: the bytes its stages must move, and the instructions
-of its hot loops, counted in the assembly."""
+"""What holds a layer that is bound by bytes: the bytes its stages must move, and the cycles its
+instructions take, each counted as often as it runs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from convgen.backends.assembly import functions, hot_loop
+from numpy.typing import NDArray
+
+from convgen.bench.executed import count_instructions
+from convgen.bench.ports import core_of, cycles_of
 from convgen.ir.layout import size_in_elements
 from convgen.ir.nodes import Kernel, Nest
 from convgen.passes import pipeline
-from convgen.runtime.build import lowered
+from convgen.runtime.build import Built, lowered
 from convgen.schedule.access import loads_of
-from convgen.schedule.machine import Machine, machine_of
 from convgen.symbolic.program import Program
-from convgen.target import Target
 
-_ISSUED = 6.0  # instructions of all kinds that a core starts in a cycle
 _OWN = ("scratch", "packed", "constant")
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """bytes: operands and results of every stage, each once a stage; cycles: of one core, for the
-    instructions of the hot loops."""
+    """bytes: operands and results of every stage, each once a stage; cycles: of one core, for all
+    instructions of the kernel at least; unit: what needs most of them."""
 
     bytes: int
     cycles: float
+    unit: str
 
 
-def work_of(program: Program, asm: str, target: Target) -> Work:
-    """The work of a program's kernel with the default schedule, whose assembly that is."""
-    kernel = pipeline.scheduled(lowered(program, True), None, target)
-    texts = list(functions(asm).values())
-    machine = machine_of(target)
-    cycles = 0.0
-    for phase, text in zip(kernel.phases, texts, strict=False):
-        nests = phase.body if isinstance(phase.body, tuple) else ()
-        stored = sum(_stored(kernel, n) for n in nests)
-        read = sum(_sizes(kernel, {b for n in nests for b in _read(n)}))
-        cycles += _cycles(text, stored, read, machine)
-    return Work(moved(kernel), cycles)
+def work_of(program: Program, built: Built, arrays: Mapping[str, NDArray[Any]]) -> Work:
+    """The work of a program's kernel with the default schedule, counted while it runs once on the
+    arrays. Phases follow one another, so their cycles add up. Counting is for x86-64."""
+    core = core_of(built.target.cpu_model)
+    counted = count_instructions(built, arrays) if built.target.isa == "x86-64" else ()
+    phases = [cycles_of(counts, core) for counts in counted]
+    kernel = pipeline.scheduled(lowered(program, True), None, built.target)
+    return Work(moved(kernel), sum(c for c, _ in phases), max(phases, default=(0.0, ""))[1])
 
 
 def moved(kernel: Kernel) -> int:
@@ -77,20 +75,3 @@ def _stored(kernel: Kernel, nest: Nest) -> int:
         points = math.prod(extents.get(n, 1) for n in names)
         total += points * kernel.buffer(store.buffer).dtype.bytes
     return total
-
-
-def _cycles(text: str, stored: int, read: int, machine: Machine) -> float:
-    """Cycles of one core for a phase: its hot loop as often as its stores (where it stores no whole
-    vectors, its loads) make up what the phase stores (reads)."""
-    hot = hot_loop(text)
-    if hot is None:
-        return 0.0
-    written = sum(hot.stores)
-    done = stored / written if written else read / max(hot.width * hot.loads, 1)
-    each = max(
-        hot.instructions / _ISSUED,
-        hot.computing / machine.fma_rate,
-        hot.loads / machine.load_rate,
-        float(len(hot.stores)),
-    )
-    return done * each

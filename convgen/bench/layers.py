@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from convgen.bench.arrays import random_array
 from convgen.bench.bounds import Work, work_of
+from convgen.bench.peak import clock
 from convgen.bench.subjects import Subject
 from convgen.bench.timing import Timing, interleave
 from convgen.bench.written import WRITTEN
@@ -22,11 +23,10 @@ from convgen.ir.visit import walk
 from convgen.passes.lower import lower
 from convgen.runtime import kernel as kernels
 from convgen.runtime.arrays import new_array
-from convgen.schedule.machine import machine_of
+from convgen.runtime.build import Built
 from convgen.symbolic import dsl
 from convgen.symbolic.derive import split
 from convgen.symbolic.program import Program
-from convgen.target import target
 from convgen.types import f32
 
 Array = NDArray[Any]
@@ -38,9 +38,10 @@ _TOLERANCE = 2e-4  # of the largest element
 class Row:
     """One measured layer: milliseconds (median, smallest, largest), bytes that its stages read and
     write, operations as the formula counts them, the time in which as many bytes are copied divided
-    by this one's (the smallest of both), the best peer's time and its ratio to this one's.
-    instruction_milliseconds: what the instructions of the hot loops take at least; bound: the
-    longer of that and the copy; share_of_bound: its time divided by this one's."""
+    by this one's (medians), the best peer's time and its ratio to this one's.
+    instruction_milliseconds: what all its instructions take at least; bound: the copy or, if it
+    needs longer, the unit of the core that has most to do; share_of_bound: its time divided by this
+    one's."""
 
     case: str
     which: str
@@ -112,17 +113,29 @@ class Compiled:
         """What the last call of a pass gave."""
         return self._out["backward" if which == "both" else which]
 
+    def _parts(self, which: str) -> tuple[str, ...]:
+        return ("ahead", "backward") if which == "both" else (which,)
+
+    def _built(self, one: str) -> Built:
+        return kernels.build_program(self._programs[one], self._kernels[one].target)
+
     def work(self, which: str) -> Work:
         """Bytes that move and cycles of instructions, of all kernels of a pass."""
-        parts = ("ahead", "backward") if which == "both" else (which,)
-        kernels_ = [(self._programs[one], self._kernels[one]) for one in parts]
-        found = [work_of(program, one.asm, one.target) for program, one in kernels_]
-        return Work(sum(w.bytes for w in found), sum(w.cycles for w in found))
+        found = [
+            work_of(self._programs[one], self._built(one), self.arrays)
+            for one in self._parts(which)
+        ]
+        most = max(found, key=lambda work: work.cycles)
+        return Work(sum(w.bytes for w in found), sum(w.cycles for w in found), most.unit)
+
+    def footprint(self, which: str) -> int:
+        """Bytes of all arrays that a pass reads or writes."""
+        names = {a.name for one in self._parts(which) for a in self._built(one).arguments}
+        return sum(a.nbytes for name, a in self.arrays.items() if name in names)
 
     def operations(self, which: str) -> int:
         """Floating-point operations as the formulas have them."""
-        parts = ("ahead", "backward") if which == "both" else (which,)
-        return sum(operations(self._programs[one]) for one in parts)
+        return sum(operations(self._programs[one]) for one in self._parts(which))
 
 
 def operations(program: Program) -> int:
@@ -143,7 +156,8 @@ def _count(expr: Expr) -> int:
 
 
 class Copying:
-    """A copy that moves about as many bytes as another kernel does, made by the compiler too."""
+    """A copy between arrays that take as many bytes together as another kernel's arrays, so that
+    the same level of memory holds both; made by the compiler too."""
 
     def __init__(self, size: int, threads: int) -> None:
         program = _copy_program(max(1, size // 8))
@@ -242,10 +256,12 @@ def _measure_one(
             f"{which} of {subject.name} differs from its peer by {error:.1e}", stage="bench.layers"
         )
     work = compiled.work(which)
-    copying = Copying(work.bytes, threads)
+    footprint = compiled.footprint(which)
+    copying = Copying(footprint, threads)
     times = interleave({"": call, **peers, "copy": copying.run}, seconds, threads=threads)
     best = min(peers, key=lambda name: times[name].median, default=None)
-    row = _row(compiled, which, threads, times[""], work, times["copy"])
+    copy = times["copy"].median * work.bytes / footprint
+    row = _row(compiled, which, threads, times[""], work, copy)
     if best is None:
         return row
     peer = times[best].median
@@ -259,10 +275,10 @@ def _measure_one(
 
 
 def _row(
-    compiled: Compiled, which: str, threads: int, timing: Timing, work: Work, copy: Timing
+    compiled: Compiled, which: str, threads: int, timing: Timing, work: Work, copy: float
 ) -> Row:
-    instructions = work.cycles / (machine_of(target("native")).clock * 1e9) / threads
-    limit = max(copy.smallest, instructions)
+    instructions = work.cycles / clock() / threads
+    limit = max(copy, instructions)
     return Row(
         case=compiled.subject.name,
         which=which,
@@ -272,10 +288,10 @@ def _row(
         milliseconds_max=timing.largest * 1e3,
         megabytes=work.bytes / 1e6,
         gigaflop=compiled.operations(which) / 1e9,
-        share_of_copy=copy.smallest / timing.smallest,
+        share_of_copy=copy / timing.median,
         instruction_milliseconds=instructions * 1e3,
-        bound="copy" if limit == copy.smallest else "instructions",
-        share_of_bound=limit / timing.smallest,
+        bound="copy" if limit == copy else work.unit,
+        share_of_bound=limit / timing.median,
     )
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from convgen.bench.bandwidth import Bandwidth, measure_bandwidth
 from convgen.bench.forkjoin import measure_fork_join
 from convgen.bench.timing import interleave
-from convgen.runtime.peak import PeakLoop, peak_loops
+from convgen.runtime.peak import PeakLoop, peak_loops, quick_peak
+from convgen.schedule.machine import machine_of
 from convgen.target import Target, target
 from convgen.types import DType, f32
 
@@ -29,6 +31,14 @@ class Peak:
     gigabytes_per_second: float = 0.0
     bandwidth: tuple[Bandwidth, ...] = ()
     fork_join_microseconds: float | None = None
+
+
+@cache
+def clock() -> float:
+    """Cycles a second, measured once: multiply-adds that ran, by those that a cycle takes."""
+    machine = target("native")
+    each = 2 * machine.lanes(f32) * machine_of(machine).fma_rate
+    return quick_peak(1, f32, 0.5) * 1e9 / each
 
 
 def measure_peak(

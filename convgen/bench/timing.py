@@ -40,7 +40,7 @@ def interleave(
         for name, call in subjects.items():
             if threads > 1:
                 time.sleep(_SETTLE)
-            _warm(call, _WARM if threads > 1 else 0.0)
+            _warm(call)
             samples[name].append(_sample(call, repeats[name]))
         rounds += 1
     return {
@@ -57,8 +57,8 @@ def _calibrate(call: Callable[[], object]) -> int:
     return repeats
 
 
-def _warm(call: Callable[[], object], seconds: float) -> None:
-    stop = time.perf_counter() + seconds
+def _warm(call: Callable[[], object]) -> None:
+    stop = time.perf_counter() + _WARM
     call()
     while time.perf_counter() < stop:
         call()

@@ -8,6 +8,7 @@ from convgen.backends.llvm.emit import arguments, module_text, symbols
 from convgen.backends.llvm.machine import (
     ALLOWED_SYMBOLS,
     Library,
+    assemble,
     assembly,
     compile_text,
     join,
@@ -18,7 +19,7 @@ from convgen.ir.layout import scratch_offsets, size_in_bytes
 from convgen.ir.nodes import Kernel
 from convgen.target import Target
 
-__all__ = ["LlvmBackend", "compile_kernel", "load", "module_text"]
+__all__ = ["LlvmBackend", "assemble", "compile_kernel", "load", "module_text"]
 
 
 def compile_kernel(kernel: Kernel, target: Target) -> Artifact:

@@ -103,6 +103,16 @@ def assembly(optimized: str, target: Target) -> str:
     return _machine(target).emit_assembly(llvm.parse_assembly(optimized))
 
 
+def assemble(text: str, target: Target) -> bytes:
+    """The object of some assembly, for this machine's own instruction set."""
+    llvm.initialize_native_asmparser()
+    lines = (line.replace("\\", "\\5C").replace('"', "\\22") for line in text.splitlines())
+    module = "\n".join(
+        [f'target triple = "{target.llvm_triple}"', *(f'module asm "{line}"' for line in lines)]
+    )
+    return _emit(_machine(target), llvm.parse_assembly(module), ALLOWED_SYMBOLS)
+
+
 def join(
     text: str, parts: Sequence[Part], target: Target, allowed: frozenset[str] = ALLOWED_SYMBOLS
 ) -> Compiled:
