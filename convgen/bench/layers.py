@@ -130,7 +130,8 @@ class Compiled:
 
     def footprint(self, which: str) -> int:
         """Bytes of all arrays that a pass reads or writes."""
-        names = {a.name for one in self._parts(which) for a in self._built(one).arguments}
+        built = [self._built(one) for one in self._parts(which)]
+        names = {a.name for b in built for a in b.arguments if a.name not in b.offsets}
         return sum(a.nbytes for name, a in self.arrays.items() if name in names)
 
     def operations(self, which: str) -> int:

@@ -67,12 +67,12 @@ def test_counting_runs_the_kernel():
     (i,) = dsl.axes("i")
     lanes = target("native").vector_bits // 32
     built = build_program(
-        dsl.define("Y", [i], dsl.tensor("X", (30 * lanes,))[i] * 3, name="triple")
+        dsl.define("Y", [i], dsl.tensor("X", (64 * lanes,))[i] * 3, name="triple")
     )
-    x = np.arange(30 * lanes, dtype=np.float32)
+    x = np.arange(64 * lanes, dtype=np.float32)
     y = np.zeros_like(x)
     (counts,) = count_instructions(built, {"X": x, "Y": y})
     np.testing.assert_array_equal(y, 3 * x)
     stores = sum(n for line, n in counts.items() if "store" in kinds_of(line))
     products = sum(n for line, n in counts.items() if "multiply" in kinds_of(line))
-    assert stores == products == 30
+    assert stores == products == 64
