@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from convgen.schedule.copies import REUSED, pack_cycles
 from convgen.schedule.cost import bandwidth_of, gather_cost, idle_share
+from convgen.schedule.dots import is_dot, score_dot
 from convgen.schedule.facts import Facts, Operand, axis_of
 from convgen.schedule.machine import Machine
 from convgen.schedule.tiles import Candidate, chunks_of, heights
@@ -94,6 +95,8 @@ def in_memory_order(facts: Facts, vector: str, outer: list[str]) -> list[str]:
 
 def score_across(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
     """The candidate with its packs chosen and its cycles."""
+    if candidate.tile and is_dot(facts, candidate.vector):
+        return score_dot(facts, candidate, machine)
     outputs = math.prod(facts.outputs.values())
     height = math.prod(max(sizes) for _, sizes in candidate.tile)
     extent = facts.reduces[candidate.vector]

@@ -193,6 +193,8 @@ def tile_cycles(
             if not packed and rate < machine.l2:
                 rate /= brought_with(step, candidate.width, operand.bytes)
             fresh = fresh_vectors(facts, operand, candidate.vector, candidate.width, tile)
+            if not packed:
+                streamed += vectors * differ * lines_of_gather(facts, operand, candidate, machine)
             if is_read_once(facts, operand):
                 fresh = shared * math.prod(tile[name] for name in along)
             streamed += vectors * facts.lanes * operand.bytes * fresh * differ / rate
@@ -215,6 +217,26 @@ def gather_cost(facts: Facts, stride: int | None, machine: Machine) -> float:
         return 0.0
     full = facts.lanes * machine.gather
     return full if stride is None else min(2.0 * abs(stride), full)
+
+
+def lines_of_gather(
+    facts: Facts, operand: Operand, candidate: Candidate, machine: Machine
+) -> float:
+    """Cycles of the lines that a gathered vector takes, each of them for one element, from where
+    they stay until the loop comes round that moves along them; the first cache costs nothing."""
+    steps = {n: abs(operand.strides.get(n) or 0) * operand.bytes for n in facts.order}
+    stride = operand.strides.get(candidate.vector, 0)
+    if operand.readers > 1 or stride in (0, 1, -1) or steps[facts.order[0]] < LINE:
+        return 0.0
+    if stride is not None and abs(stride) * operand.bytes < LINE:
+        return 0.0
+    between = candidate.width * LINE
+    for name in facts.order:
+        if 0 < steps[name] < LINE:
+            break
+        between *= facts.reduces[name] if steps[name] else 1
+    level = level_of(between, facts.caches, STAYS)
+    return 0.0 if level == "L1" else 2 * facts.lanes * LINE / machine.rate_from(level)
 
 
 def _bandwidth(facts: Facts, operand: Operand, candidate: Candidate, machine: Machine) -> float:

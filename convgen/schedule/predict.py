@@ -17,8 +17,11 @@ from convgen.schedule.across import score_across
 from convgen.schedule.copies import copy_cycles
 from convgen.schedule.cost import TileCycles, nest_cycles, tiling_of
 from convgen.schedule.directives.base import all_nests, is_packing
+from convgen.schedule.directives.order import fused
+from convgen.schedule.dots import UNFOLDED
 from convgen.schedule.facts import Facts, facts_of
 from convgen.schedule.machine import Machine, level_of, machine_of
+from convgen.schedule.normalize import contiguous_pair
 from convgen.schedule.tiles import Candidate
 from convgen.target import Target
 
@@ -47,8 +50,10 @@ def predict(kernel: Kernel, target: Target) -> tuple[Prediction, ...]:
     found: list[Prediction] = []
     for nest in all_nests(kernel):
         if is_packing(nest, kernel):
+            if not sources.keys() & {s.buffer for s in nest.stores}:
+                found.append(_unfolded(nest, kernel))
             continue
-        facts = facts_of(_as_written(nest, sources), kernel, target)
+        facts = facts_of(_joined(nest, _as_written(nest, sources), kernel), kernel, target)
         candidate = _candidate_of(nest, facts, sources)
         found.append(_predict_nest(nest.name, facts, candidate, kernel, machine))
         packed = {o.buffer for o in loads_of(nest)} & sources.keys() - copies.keys()
@@ -61,14 +66,34 @@ def predict(kernel: Kernel, target: Target) -> tuple[Prediction, ...]:
 
 
 def packed_from(kernel: Kernel) -> dict[str, str]:
-    """Packed buffer to the buffer that it is a copy of."""
+    """Packed buffer to the buffer that it is a copy of, dimension by dimension."""
     return {
-        store.buffer: loads_of(nest)[0].buffer
+        store.buffer: load.buffer
         for nest in all_nests(kernel)
         if is_packing(nest, kernel)
         for store in nest.stores
-        if loads_of(nest)
+        for load in loads_of(nest)
+        if load.index == store.index
     }
+
+
+def _unfolded(nest: Nest, kernel: Kernel) -> Prediction:
+    """Of a nest that copies an operand with a dimension for each loop."""
+    copy = kernel.buffer(nest.stores[0].buffer)
+    size = size_in_elements(copy)
+    return Prediction(
+        nest.name, UNFOLDED * size, 0.0, "copying", {}, 0.0, 2 * size * copy.dtype.bytes
+    )
+
+
+def _joined(nest: Nest, plain: Nest, kernel: Kernel) -> Nest:
+    """The plain nest with one loop for neighbours that the vector loop of the nest runs through."""
+    vectors = {o.name for o in nest.loops if o.kind is LoopKind.VECTOR}
+    if sum(bool(vectors & value.names()) for _, value in nest.axes) < 2:
+        return plain
+    while (pair := contiguous_pair(plain, kernel)) is not None:
+        plain = fused(plain, *pair)
+    return plain
 
 
 def _as_written(nest: Nest, sources: Mapping[str, str]) -> Nest:
@@ -97,14 +122,15 @@ def _as_written(nest: Nest, sources: Mapping[str, str]) -> Nest:
 def _candidate_of(nest: Nest, facts: Facts, sources: Mapping[str, str]) -> Candidate:
     """The choice that a scheduled nest stands for."""
     vector, width, tile = "", 1, dict[str, tuple[int, ...]]()
+    extents = {**facts.outputs, **facts.reduces}
     inside = {loop.name for loop in tile_loops(nest)}
     for loop in nest.loops:
         axis = _axis_of(nest, loop.name)
+        axis = next((n for n in extents if axis and axis in n.split("_")), axis)
         if not axis or loop.kind is LoopKind.SERIAL or loop.kind is LoopKind.PARALLEL:
             continue
         if loop.kind is LoopKind.VECTOR:
-            extent = {**facts.outputs, **facts.reduces}[axis]
-            vector, width = axis, min(extent, loop_extent(nest, loop))
+            vector, width = axis, min(extents[axis], loop_extent(nest, loop))
         elif loop.reduce is None and loop.name in inside and loop.extent > 1:
             owner = next((o for o in nest.loops if o.inner == loop.name), None)
             sizes = tuple(s.size for s in owner.segments) if owner else (loop.extent,)

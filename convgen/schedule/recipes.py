@@ -40,11 +40,12 @@ from convgen.schedule.directives import (
 from convgen.schedule.directives.base import all_nests, find_nest
 from convgen.schedule.directives.mark import registers_needed
 from convgen.schedule.directives.split import best_cover
+from convgen.schedule.dots import by_rows, dots, is_dot, unfolded
 from convgen.schedule.facts import Facts, facts_of, windows_of
 from convgen.schedule.following import follow_of, live_when_unrolled
 from convgen.schedule.fusion import Fusion, finish_consumer
 from convgen.schedule.locality import best_order, stored_order
-from convgen.schedule.machine import machine_of
+from convgen.schedule.machine import Machine, machine_of
 from convgen.schedule.nesting import nested
 from convgen.schedule.normalize import backward_windows, contiguous_pair
 from convgen.schedule.schedule import Schedule
@@ -83,15 +84,22 @@ def default_schedule(
 
 def choose(nest: Nest, kernel: Kernel, target: Target, rank: int = 0) -> Candidate:
     """The cheapest candidate for a nest; with a rank, the one that has so many cheaper ones."""
-    facts = facts_of(nest, kernel, target)
-    machine = machine_of(target)
-    scored = [
-        (score_across if c.vector in facts.reduces else score)(facts, c, machine)
-        for c in candidates(facts)
-    ]
+    return cheapest(facts_of(nest, kernel, target), machine_of(target), rank)
+
+
+def cheapest(facts: Facts, machine: Machine, rank: int = 0) -> Candidate:
+    """The cheapest candidate, or the one that has so many cheaper ones."""
+    scored = [score_any(facts, c, machine) for c in candidates(facts)]
     if not rank:
         return min(scored, key=lambda c: c.cycles)
     return sorted(scored, key=lambda c: c.cycles)[min(rank, len(scored) - 1)]
+
+
+def score_any(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
+    """The candidate with its packs chosen and its cycles."""
+    if candidate.vector not in facts.reduces:
+        return score(facts, candidate, machine)
+    return score_across(facts, candidate, machine)
 
 
 def candidates(facts: Facts) -> Iterator[Candidate]:
@@ -112,6 +120,7 @@ def candidates(facts: Facts) -> Iterator[Candidate]:
     combiners = [r.combiner for r in facts.nest.reduces]
     if len(combiners) == 1 and combiners[0].associative and combiners[0].commutative:
         yield from across(facts)
+        yield from dots(facts)
 
 
 @dataclass
@@ -148,8 +157,14 @@ class _Recipe:
             for directive in streamed:
                 self.add(directive)
             return
-        chosen = choose(self.nest, self.kernel, self.target, self.rank)
         facts = facts_of(self.nest, self.kernel, self.target)
+        chosen = cheapest(facts, machine_of(self.target), self.rank)
+        instead = unfolded(facts, self.kernel, self.target, chosen.cycles)
+        if instead is not None and not self.rank:
+            directives, chosen = instead
+            for directive in directives:
+                self.add(directive)
+            facts = facts_of(self.nest, self.kernel, self.target)
         if chosen.vector in facts.reduces:
             self.run_across(chosen, facts)
         else:
@@ -281,6 +296,8 @@ class _Recipe:
         vector = name
         if chosen.width < extent:
             tail = "exact" if extent % chosen.width == 0 else "guard"
+            if is_dot(facts, name) and chosen.tile:
+                tail = "peel"
             if tail == "guard":
                 near = _good_divisor(extent, chosen.width, facts.lanes)
                 if near:
@@ -291,7 +308,7 @@ class _Recipe:
                     self.run_along(Candidate(), facts)
                     return
             else:
-                self.add(split(name, chosen.width))
+                self.add(split(name, chosen.width, tail if extent % chosen.width else "exact"))
             vector = f"{name}_in"
         tile = self.cut_tile(chosen, facts)
         rows = rows_of(facts, chosen) if tile else []
@@ -299,7 +316,11 @@ class _Recipe:
         if tile:
             outer = [o.name for o in self.nest.loops if o.reduce is None and o.name in rest]
             far = [name for name in rest if name not in outer]
-            rest = [*in_memory_order(facts, name, outer), *far]
+            if is_dot(facts, name):
+                outer = by_rows(facts, outer)
+            else:
+                outer = in_memory_order(facts, name, outer)
+            rest = [*outer, *far]
         wanted = [*rest, *rows, *tile, vector]
         if wanted != [o.name for o in self.nest.loops]:
             self.add(reorder(*wanted))

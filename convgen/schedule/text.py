@@ -28,6 +28,7 @@ _TABLE: dict[str, Callable[..., Directive]] = {
     "carry": directives.carry,
     "rfactor": directives.rfactor,
     "pack": directives.pack,
+    "unfold": directives.unfold,
     "compute_at": directives.compute_at,
     "inline": directives.inline,
     "join": directives.join,

@@ -81,6 +81,14 @@ GOLDEN = {
     "pack_edges": (lambda: window(1, 2, 4, 5), "pack(X)"),
     "pack_order": (lambda: window(1, 2, 4, 5), "reorder(n, k, y, r, s, c, x); pack(X, c)"),
     "pack_reflect": (lambda: window(1, 2, 4, 5, kind="reflect"), "pack(X, x)"),
+    "unfold": (
+        lambda: window(1, 2, 4, 5),
+        "unfold(X, n, y, x, c, r, s); fuse(y, x); fuse(c, r); fuse(c_r, s); rfactor(c_r_s)",
+    ),
+    "unfold_reflect": (
+        lambda: window(1, 20, 4, 5, kind="reflect"),
+        "unfold(X, n, s, c, r, x, y); reorder(n, s, c, r, k, y, x)",
+    ),
     "compute_at": (two_stages, "Y: compute_at(T, y)"),
     "compute_at_chunk": (two_stages, "Y: split(y, 4, tail='peel'); compute_at(T, y_out)"),
     "inline": (two_stages, "Y: inline(T)"),
@@ -281,6 +289,30 @@ REFUSED = {
         line,
         "pack(W)",
         "pack(W): Y does not read W; loops are x, r; expected one of X, got W",
+    ),
+    "unfold without a loop": (
+        line,
+        "unfold(X, r)",
+        "unfold(X, r): the copy needs a dimension for each loop that moves through X; loops are "
+        "x, r; expected x, r, got r",
+    ),
+    "unfold of a part": (
+        line,
+        "cover(x, 10, 9); unfold(X, x_base, x_in, r)",
+        "unfold(X, x_base, x_in, r): there is no loop x_base; loops are x_out, x_in, r; expected "
+        "a loop of the nest, got x_base",
+    ),
+    "unfold of parts of an axis": (
+        lambda: line(20),
+        "split(x, 4); unfold(X, x_out, x_in, r)",
+        "unfold(X, x_out, x_in, r): x_out is a part of an axis; loops are x_out, x_in, r; "
+        "expected loops that are whole axes, got x_out; try unfold before split, cover and fuse",
+    ),
+    "unfold of what is left out": (
+        lambda: window(1, 2, 4, 5, kind="omit"),
+        "unfold(X, n, y, x, c, r, s)",
+        "unfold(X, n, y, x, c, r, s): elements outside X are left out or computed; loops are n, "
+        "k, y, x, c, r, s; expected edges with a fixed value, got omit, omit",
     ),
     "pack along nothing": (
         lambda: window(1, 3, 32, 5),

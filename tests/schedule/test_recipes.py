@@ -10,7 +10,7 @@ import pytest
 from schedule_nests import buffer, dense, kernel, load, nest, sum_of, var, window
 
 from convgen.ir.interpret import difference, interpret
-from convgen.ir.nodes import Edge, Kernel, Op
+from convgen.ir.nodes import Edge, Kernel, LoopKind, Op
 from convgen.passes.lower import lower
 from convgen.schedule.access import loads_of
 from convgen.schedule.directives.mark import registers_needed
@@ -333,3 +333,23 @@ def test_a_sum_over_channels_reads_an_element_for_many_outputs_windows_alone_do_
     for subject, once in ((whole, False), (each, True)):
         facts = facts_of(next(iter(subject.nests())), subject, target("x86-64-v4"))
         assert is_read_once(facts, facts.operands[0]) is once
+
+
+@pytest.mark.parametrize("where", ["x86-64-v4", "x86-64-v3"])
+def test_filters_of_few_positions_are_read_as_they_lie(where: str) -> None:
+    """Lanes along the sum over channels and taps, as one loop; the data unfolded, the filters not
+    copied; a tile of filters and positions."""
+    subject, machine = window(1, 24, 96, 8, 7, 0, 1), target(where)
+    schedule = default_schedule(subject, machine)
+    scheduled = schedule.apply(subject, machine)
+    (nest_,) = [n for n in scheduled.nests() if n.name == "Y"]
+    assert [b.name for b in scheduled.buffers if b.role == "packed"] == ["X_unfolded"]
+    assert nest_.reduces[0].factored == ("c_r_s_in",) and nest_.reduces[0].carried
+    assert any(o.kind is LoopKind.UNROLL and o.name.startswith("k") for o in nest_.loops)
+    assert parse_schedule(str(schedule)).directives == schedule.directives
+    assert not difference(subject, scheduled)
+
+
+def test_filters_of_many_positions_are_not() -> None:
+    subject = window(1, 24, 96, 40, 7, 0, 1)
+    assert "unfold" not in str(default_schedule(subject, target("x86-64-v4")))

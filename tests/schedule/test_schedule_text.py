@@ -33,6 +33,7 @@ directive = st.one_of(
         st.booleans(),
         nests,
     ),
+    st.builds(lambda b, a, n: d.unfold(b, *a, nest=n), names, st.lists(names, max_size=3), nests),
     st.builds(d.compute_at, names, names, nest=nests),
     st.builds(d.inline, names, nest=nests),
 )
@@ -59,8 +60,8 @@ def test_the_example_of_the_manual() -> None:
         (
             "spilt(x, 4)",
             "spilt(x, 4): this is not a schedule; expected one of split cover peel reorder fuse "
-            "reverse unroll vectorize parallel carry rfactor pack compute_at inline join, got 'spilt'; try "
-            "split(x, 4); vectorize(x_in)",
+            "reverse unroll vectorize parallel carry rfactor pack unfold compute_at inline join, "
+            "got 'spilt'; try split(x, 4); vectorize(x_in)",
         ),
         ("split(x, 4", "expected ',', got the end"),
         ("split(x, 4) unroll(x)", "expected ';', got 'unroll'"),

@@ -1,7 +1,8 @@
 """The directives: small rewrites of one nest, each with its legality and its text.
 
 One file per family: split (split, cover, peel), order (reorder, fuse, reverse), mark (unroll,
-vectorize, parallel, carry, rfactor), pack (pack), stage (compute_at, inline), together (join).
+vectorize, parallel, carry, rfactor), pack (pack), unfold (unfold),
+stage (compute_at, inline), together (join).
 """
 
 from convgen.schedule.directives.base import Directive
@@ -22,6 +23,7 @@ from convgen.schedule.directives.pack import Pack, pack
 from convgen.schedule.directives.split import Cover, Peel, Split, cover, peel, split
 from convgen.schedule.directives.stage import ComputeAt, Inline, compute_at, inline
 from convgen.schedule.directives.together import Join, join
+from convgen.schedule.directives.unfold import Unfold, unfold
 
 __all__ = [
     "Carry",
@@ -38,6 +40,7 @@ __all__ = [
     "Reverse",
     "Rfactor",
     "Split",
+    "Unfold",
     "Unroll",
     "Vectorize",
     "carry",
@@ -53,6 +56,7 @@ __all__ = [
     "reverse",
     "rfactor",
     "split",
+    "unfold",
     "unroll",
     "vectorize",
 ]

@@ -229,3 +229,13 @@ def outside(nest: Nest, name: str) -> set[str]:
     """A loop and those around it."""
     names = [loop.name for loop in nest.loops]
     return set(names[: names.index(name) + 1])
+
+
+def fresh_name(name: str, used: Sequence[str]) -> str:
+    """The name, numbered where it is in use."""
+    if name not in used:
+        return name
+    number = 2
+    while f"{name}_{number}" in used:
+        number += 1
+    return f"{name}_{number}"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from convgen.affine import Affine
-from convgen.ir.layout import halo_of
+from convgen.ir.layout import flat_offset, halo_of
 from convgen.ir.nodes import (
     Buffer,
     Edge,
@@ -79,6 +79,44 @@ def packing_nest(name: str, source: Buffer, packed: Buffer, load: Load, target: 
         guards=(),
         reduces=(),
         stores=(StoreNode(packed.name, index, Load(source.name, index, edges, source.dtype)),),
+    )
+
+
+def unfolding_nest(name: str, source: Buffer, copy: Buffer, load: Load, target: Target) -> Nest:
+    """The scheduled nest that fills a copy with a dimension for each loop; the load's indices are
+    over its dimensions.
+
+    Loops run in the order of the copy. Where another dimension than the copy's last one runs
+    along the source, squares are moved: vectors along the source, stored transposed.
+    """
+    lanes, last = target.lanes(copy.dtype), len(copy.shape) - 1
+    ranges = {f"i{d}": (0, extent) for d, extent in enumerate(copy.shape)}
+    offset = flat_offset(source, load.index, ranges)
+    steps = [
+        0 if (n := f"i{d}") in offset.hidden_names() else offset.coefficient(n)
+        for d in range(last + 1)
+    ]
+    along = [d for d, step in enumerate(steps) if step == 1 and copy.shape[d] >= lanes // 2]
+    vector = along[-1] if along else last
+    taken = {last: lanes, vector: lanes if vector != last else COPY_VECTORS * lanes}
+    dims = [_copy_loops(copy, d, taken.get(d, 0)) for d in range(last + 1)]
+    outer = [
+        loop
+        for d, (loops, _, _) in enumerate(dims)
+        for loop in (loops[:-1] if d in taken else loops)
+    ]
+    inner = [replace(dims[vector][0][-1], kind=LoopKind.VECTOR)]
+    if vector != last:
+        inner.insert(0, replace(dims[last][0][-1], kind=LoopKind.UNROLL))
+    index = tuple(Affine.of(f"i{d}") for d in range(last + 1))
+    return Nest(
+        name=name,
+        loops=(*_shared_out(outer), *inner),
+        axes=tuple((f"i{d}", value) for d, (_, value, _) in enumerate(dims)),
+        ranges=tuple((f"i{d}", *span) for d, (_, _, span) in enumerate(dims)),
+        guards=(),
+        reduces=(),
+        stores=(StoreNode(copy.name, index, load),),
     )
 
 

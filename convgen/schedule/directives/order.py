@@ -134,13 +134,7 @@ class Fuse(Directive):
         check_fresh(self, nest, f"{self.outer}_{self.inner}")
 
     def rewrite(self, nest: Nest, kernel: Kernel, target: Target) -> Kernel:
-        outer, inner = nest.loop(self.outer), nest.loop(self.inner)
-        name = f"{self.outer}_{self.inner}"
-        fused = replace(outer, name=name, extent=outer.extent * inner.extent)
-        value = Affine.of(name)
-        after = replace_loops(nest, self.outer, (fused,), value // inner.extent)
-        after = replace_loops(after, self.inner, (), value % inner.extent)
-        return replace_nest(kernel, nest.name, after)
+        return replace_nest(kernel, nest.name, fused(nest, self.outer, self.inner))
 
 
 @dataclass(frozen=True)
@@ -175,6 +169,15 @@ class Reverse(Directive):
         loop = nest.loop(self.axis)
         value = Affine.of(self.axis) * -1 + (loop.extent - 1)
         return replace_nest(kernel, nest.name, replace_loops(nest, self.axis, (loop,), value))
+
+
+def fused(nest: Nest, outer: str, inner: str) -> Nest:
+    """The nest with one loop in place of two neighbours."""
+    first, second = nest.loop(outer), nest.loop(inner)
+    name = f"{outer}_{inner}"
+    loop, value = replace(first, name=name, extent=first.extent * second.extent), Affine.of(name)
+    after = replace_loops(nest, outer, (loop,), value // second.extent)
+    return replace_loops(after, inner, (), value % second.extent)
 
 
 def reorder(*order: str, nest: str = "") -> Reorder:

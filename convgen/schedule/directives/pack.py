@@ -20,7 +20,14 @@ from convgen.ir.nodes import (
 from convgen.ir.regions import loop_ranges
 from convgen.ir.visit import loads, map_expr, map_nest_exprs
 from convgen.schedule.access import in_loops, loads_of, tile_loops, unit_bases
-from convgen.schedule.directives.base import Directive, Value, all_nests, is_packing, replace_nest
+from convgen.schedule.directives.base import (
+    Directive,
+    Value,
+    all_nests,
+    fresh_name,
+    is_packing,
+    replace_nest,
+)
 from convgen.schedule.directives.copying import packing_nest
 from convgen.schedule.directives.mark import set_grain
 from convgen.target import Target
@@ -157,7 +164,7 @@ class Pack(Directive):
         layout = self._layout(nest, source, reads, halo)
         name = _existing(kernel, nest, source, layout, edges, self.hoist)
         if name is None:
-            name = _fresh(f"{self.buffer}_packed", [b.name for b in kernel.buffers])
+            name = fresh_name(f"{self.buffer}_packed", [b.name for b in kernel.buffers])
             packed = Buffer(name, source.dtype, source.shape, layout, "packed")
             load = replace(reads[0], edges=edges)
             kernel = self._with_phase(kernel, nest, packed, load, target)
@@ -195,7 +202,7 @@ class Pack(Directive):
         self, kernel: Kernel, nest: Nest, packed: Buffer, load: Load, target: Target
     ) -> Kernel:
         """The kernel with the packed buffer and the phase that fills it."""
-        name = _fresh(f"pack_{self.buffer}", [n.name for n in all_nests(kernel)])
+        name = fresh_name(f"pack_{self.buffer}", [n.name for n in all_nests(kernel)])
         body = packing_nest(name, kernel.buffer(self.buffer), packed, load, target)
         phase = Phase(name, (body,), when="prepare" if self.hoist else "run")
         place = _place(kernel, nest, self.hoist)
@@ -350,12 +357,3 @@ def _place(kernel: Kernel, nest: Nest, hoist: bool) -> int:
         if isinstance(phase.body, tuple) and any(n.name == nest.name for n in phase.body):
             return i
     return 0
-
-
-def _fresh(name: str, used: Sequence[str]) -> str:
-    if name not in used:
-        return name
-    number = 2
-    while f"{name}_{number}" in used:
-        number += 1
-    return f"{name}_{number}"
