@@ -203,6 +203,31 @@ def test_rows_that_come_from_far_are_not_read_for_every_product() -> None:
     assert bytes_of_part(facts, images, {"y": 28}) == 4 * 57 * 57
 
 
+def gradient_to_taps(taps: int) -> Kernel:
+    """dW[k, c, s] = sum(n, x: dY[n, x, k] * X[n, x + s, c])."""
+    n, k, c, s, x = (var(a) for a in "nkcsx")
+    body = Op("mul", (load("dY", n, x, k), load("X", n, x + s, c)), f32)
+    return kernel(
+        (
+            buffer("dY", (4, 57, 64)),
+            buffer("X", (4, 56 + taps, 64)),
+            buffer("dW", (64, 64, taps), "output"),
+        ),
+        nest("dW", {"k": 64, "c": 64, "s": taps}, body, {"n": 4, "x": 57}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("where", "taps", "twice"),
+    [("x86-64-v3", 3, True), ("x86-64-v3", 1, False), ("x86-64-v4", 3, False)],
+)
+def test_short_iterations_that_slide_run_in_pairs(where: str, taps: int, twice: bool) -> None:
+    """Two iterations a turn where one is short and hands its window on; without a window the
+    second one's vectors would push out states, and long iterations hide the turn."""
+    schedule = str(default_schedule(gradient_to_taps(taps), target(where)))
+    assert ("unroll(x, 2)" in schedule) == twice, schedule
+
+
 def own_filters(batch: int, size: int) -> Kernel:
     """Y[n, k, y, x] = sum(c, r, s: X[n, c, y + r, x + s] * W[y, x, k, c, r, s]), 3 x 3 taps."""
     n, k, c, r, s, y, x = (var(a) for a in "nkcrsyx")
