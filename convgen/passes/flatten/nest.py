@@ -23,6 +23,7 @@ from convgen.ir.simplify import simplify_affine
 from convgen.ir.visit import walk as walk_nodes
 from convgen.passes.flatten.edges import FOLDING, Elements, edge_limits, zero_limits
 from convgen.passes.flatten.emitter import Emitter
+from convgen.passes.flatten.extremes import watched
 from convgen.passes.flatten.following import straight_part
 from convgen.passes.flatten.loops import Loops, Walk, expands
 from convgen.passes.flatten.reduce import Reducing, adds_up, sorted_out
@@ -114,16 +115,18 @@ class NestWriter:
     # -- structure -----------------------------------------------------------------------------
 
     def _reducing(self, number: int, node: ReduceNode) -> Reducing:
-        stage = self.plan.stages[number]
+        stage, combiner = self.plan.stages[number], node.combiner
         if stage.in_memory:
             stem = self.room.fresh(f"{self.nest.name}_state")
             around = tuple(one for one in stage.serial if one.reduce is None) + stage.chunked
-            states = MemoryStates(self.loops, node.combiner, stage.tile, around, stem)
+            states = MemoryStates(self.loops, combiner, stage.tile, around, stem)
             for buffer in states.buffers:
                 self.room.add_buffer(buffer)
         else:
-            states = RegisterStates(self.loops, node.combiner, stage.tile)
-        return Reducing(self.loops, node, states, stage.tile, stage.factored, stage.chunked)
+            combiner = watched(node.combiner, self.room.target)
+            states = RegisterStates(self.loops, combiner, stage.tile)
+        parts = (stage.tile, stage.factored, stage.chunked)
+        return Reducing(self.loops, node, combiner, states, *parts)
 
     def write(self, scope: Scope) -> None:
         """The whole nest, inside the scope of what contains it."""
