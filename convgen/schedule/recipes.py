@@ -159,7 +159,7 @@ class _Recipe:
             return
         facts = facts_of(self.nest, self.kernel, self.target)
         chosen = cheapest(facts, machine_of(self.target), self.rank)
-        instead = unfolded(facts, self.kernel, self.target, chosen.cycles)
+        instead = unfolded(facts, self.kernel, self.target, chosen)
         if instead is not None and not self.rank:
             directives, chosen = instead
             for directive in directives:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from schedule_nests import buffer, dense, kernel, load, nest, sum_of, var, window
 
+from convgen.bench.cases import Case
 from convgen.ir.interpret import difference, interpret
 from convgen.ir.nodes import Edge, Kernel, LoopKind, Op
 from convgen.passes.lower import lower
@@ -373,6 +374,23 @@ def test_filters_of_few_positions_are_read_as_they_lie(where: str) -> None:
     assert any(o.kind is LoopKind.UNROLL and o.name.startswith("k") for o in nest_.loops)
     assert parse_schedule(str(schedule)).directives == schedule.directives
     assert not difference(subject, scheduled)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride"),
+    [
+        (9, 8, 2),  # one position: lanes along channels would be lines apart in the filters
+        (6, 3, 1),  # sixteen: a copy of the filters, made ahead, is not free for all calls
+    ],
+)
+def test_filters_that_lie_as_taps_are_read_in_order(size: int, kernel: int, stride: int) -> None:
+    case = Case("few", 1, 300, size, 300, kernel, stride, 0)
+    subject = lower(case.program("forward", "nhwc"))
+    machine = replace(target("x86-64-v3"), cpu_model="AMD EPYC (family 25, model 17)")
+    schedule = default_schedule(subject, machine)
+    assert str(schedule).startswith("unfold(X, n, y, x, c, r, s); ")
+    packed = [b.name for b in schedule.apply(subject, machine).buffers if b.role == "packed"]
+    assert packed == ["X_unfolded"]
 
 
 def test_filters_of_many_positions_are_not() -> None:
