@@ -264,6 +264,21 @@ def test_what_is_read_once_is_read_in_order(where: str) -> None:
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("first", "vector"), [("y x k", "c"), ("k y x", "k")])
+def test_what_stays_while_results_are_written_in_order_counts_as_near(
+    first: str, vector: str
+) -> None:
+    """A gradient to filters of every position: where the results of a position lie together, its
+    part of X is near for all k, and vectors along c make up whole runs of the result."""
+    index = ", ".join(first.split())
+    text = f"dW[{index}, c, r, s] = sum(n: dY[n, k, y, x] * X[n, c, y + r, x + s])"
+    sizes = tuple({"k": 32, "y": 32, "x": 32}[a] for a in first.split())
+    program = parse(text, dY=(8, 32, 32, 32), X=(8, 32, 34, 34), dW=(*sizes, 32, 3, 3))
+    subject, machine = lower(program), target("x86-64-v3")
+    (body,) = subject.nests()
+    assert choose(body, subject, machine).vector == vector
+
+
 def test_what_a_cache_holds_is_turned_round() -> None:
     machine = target("x86-64-v4")
     assert "rfactor" not in str(default_schedule(own_filters(8, 4), machine))
