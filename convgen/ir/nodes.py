@@ -85,9 +85,10 @@ class Index:
 @dataclass(frozen=True, slots=True)
 class Edge:
     """How a Load treats one dimension outside 0 <= i < extent: kind is zero, constant (reads
-    `value`), omit (only inside a reduce: the element is left out), reflect, replicate, circular."""
+    `value`), omit (only inside a reduce: the element is left out), reflect, replicate, circular; or
+    halo: the halo of a packed buffer holds 0 there, which is read or, as it adds nothing, not."""
 
-    kind: Literal["zero", "constant", "omit", "reflect", "replicate", "circular"]
+    kind: Literal["zero", "constant", "omit", "reflect", "replicate", "circular", "halo"]
     value: Expr | None = None
 
 
@@ -284,8 +285,7 @@ class Loop:
 
 @dataclass(frozen=True, slots=True)
 class Combiner:
-    """A reduction in IR terms. lift over v, p; combine over a_i, b_i; project over a_i. step: how
-    an element enters a state, over a_i, v; empty: by combining its lift."""
+    """A reduction in IR terms. lift over v, p; combine over a_i, b_i; project over a_i."""
 
     name: str
     dtypes: tuple[DType, ...]
@@ -295,7 +295,6 @@ class Combiner:
     project: tuple[Expr, ...]
     associative: bool = True
     commutative: bool = True
-    step: tuple[Expr, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

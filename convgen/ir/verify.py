@@ -295,6 +295,8 @@ class _Verifier:
             self._names(i, scope.integers, at)
             if edge is not None:
                 _want(edge.kind != "omit" or scope.in_reduce, at, "omit in a reduce only", "omit")
+                held = edge.kind != "halo" or buffer.role == "packed"
+                _want(held, at, "a packed buffer for a halo", buffer.role)
                 if edge.value is not None:
                     _want(edge.value.dtype == load.dtype, at, load.dtype, edge.value.dtype)
                     self._expr(edge.value, scope)

@@ -13,11 +13,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from convgen.schedule.copies import REUSED, pack_cycles
-from convgen.schedule.cost import bandwidth_of, gather_cost, idle_share
+from convgen.schedule.cost import bandwidth_of, gather_cost, idle_share, share_run
 from convgen.schedule.dots import is_dot, score_dot
 from convgen.schedule.facts import Facts, Operand, axis_of
 from convgen.schedule.machine import Machine
-from convgen.schedule.reuse import LINE
 from convgen.schedule.tiles import Candidate, chunks_of, heights
 
 TURNED = 5.0  # loads that the shuffles of a transposed vector take the time of
@@ -119,11 +118,9 @@ def score_across(facts: Facts, candidate: Candidate, machine: Machine) -> Candid
                 packing, gather = packing + copied, 0.0
         fetched += times * (1 + gather)
         work += 3.0 * bool(operand.edged or operand.omits)
-        size = operand.elements * operand.bytes
-        apart = size > facts.l2 and is_apart(operand, candidate.vector)
-        if candidate.tile or apart:
-            moved = facts.lanes * operand.bytes / bandwidth_of(facts, size, machine)
-            streamed += 2 * moved if apart else moved
+        if candidate.tile:
+            size = operand.elements * operand.bytes
+            streamed += facts.lanes * operand.bytes / bandwidth_of(facts, size, machine)
     each = max(
         (height * facts.operations + work) / machine.fma_rate,
         fetched / machine.load_rate,
@@ -131,16 +128,10 @@ def score_across(facts: Facts, candidate: Candidate, machine: Machine) -> Candid
     )
     waiting = machine.latency * facts.states / -(-candidate.width // facts.lanes)
     joined = (3.0 * facts.lanes * facts.states + 10) / min(height, 4)
-    cycles = steps * max(each, waiting) + outputs * (joined + facts.epilogue + 2) + packing
+    share = share_run(facts, candidate, candidate.width)
+    cycles = steps * share * max(each, waiting) + outputs * (joined + facts.epilogue + 2) + packing
     cycles *= idle_share(outputs // height, cycles)
     return replace(candidate, packs=frozenset(packs), cycles=cycles)
-
-
-def is_apart(operand: Operand, vector: str) -> bool:
-    """True for an operand whose neighbours along a loop are lines apart: nothing fetches them
-    ahead."""
-    stride = operand.strides.get(vector, 0)
-    return stride is None or abs(stride) * operand.bytes >= LINE
 
 
 def _gather(facts: Facts, operand: Operand, candidate: Candidate, machine: Machine) -> float:

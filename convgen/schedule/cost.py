@@ -7,7 +7,7 @@ iteration, times their number, plus stores and packing. The constants are tabled
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from convgen.schedule.access import vector_count
@@ -26,6 +26,7 @@ from convgen.schedule.reuse import (
     is_read_once,
 )
 from convgen.schedule.sharing import is_crowded, share_of_loads, share_outside, turn_cycles
+from convgen.schedule.skipping import LONG, share_inside
 from convgen.schedule.tiles import Candidate, chunks_of, mean_height, run_of, tile_count
 
 # Weights that no machine differs in.
@@ -72,7 +73,7 @@ class NestCycles:
     a tile (stores, and the turn of the loops around it)."""
 
     tiles: int
-    iterations: int
+    iterations: float
     inner: TileCycles
     once: float
 
@@ -115,13 +116,39 @@ def nest_cycles(
 ) -> Iterator[NestCycles]:
     """What all tiles take whose chunks have one size, for each size."""
     lanes = lanes_of(facts, candidate)
-    iterations = math.prod(facts.reduces.values())
+    whole = math.prod(facts.reduces.values())
     for width, count in tiling.chunks.items():
         vectors = vector_count(width, lanes)
         rates = rates_for(machine, width, lanes)
         inner = tile_cycles(facts, candidate, tiling.height, vectors, rates)
         once = store_cycles(facts, candidate, tiling.height, width, vectors, rates)
+        iterations = whole * share_run(facts, candidate, width)
         yield NestCycles(tiling.tiles * count, iterations, inner, once + STARTED)
+
+
+def share_run(facts: Facts, candidate: Candidate, width: int) -> float:
+    """The share of the reduce iterations that tiles run, with chunks of so many: those that lie
+    outside an operand, where it is 0, are left out. Of an operand that is not packed, that is told
+    by dimensions that the tile does not move only. Tests in short loops gain about nothing."""
+    if not is_long(facts):
+        return 1.0
+    sizes = {name: max(cover) for name, cover in candidate.tile}
+    if candidate.vector:
+        sizes[candidate.vector] = width
+    share = 1.0
+    for operand in facts.operands:
+        packed = operand.load.buffer in candidate.packs
+        for reach in operand.zeros:
+            moved = tuple((n, sizes[n]) for n, _, _ in reach.outputs if n in sizes)
+            inner = any(n == candidate.vector for n, _, _ in reach.inner)
+            if not inner and (packed or not moved):
+                share *= share_inside(reach, moved)
+    return share
+
+
+def is_long(facts: Facts) -> bool:
+    """True where a test in front of the innermost reduce loop hides behind it."""
+    return bool(facts.order) and facts.reduces[facts.order[0]] > LONG
 
 
 def lanes_of(facts: Facts, candidate: Candidate) -> int:
@@ -245,22 +272,7 @@ def _bandwidth(facts: Facts, operand: Operand, candidate: Candidate, machine: Ma
     part = {candidate.vector: candidate.width, **{n: max(c) for n, c in candidate.tile}}
     if is_read_once(facts, operand):
         return bandwidth_of(facts, min(operand.elements * operand.bytes, facts.l2 / 2), machine)
-    size = min(bytes_of_part(facts, operand, part), _bytes_until_shared(facts, operand, part))
-    return bandwidth_of(facts, size, machine)
-
-
-def _bytes_until_shared(facts: Facts, operand: Operand, part: Mapping[str, int]) -> float:
-    """Bytes of an operand that are read until a loop that does not move it goes on, where the loops
-    run in the order in which results lie: those outside of it stay."""
-    shared = [n for n, e in facts.outputs.items() if n not in operand.strides and e > 1]
-    if not shared:
-        return math.inf
-    outside = [
-        name
-        for name in facts.outputs.keys() & operand.strides.keys()
-        if all((s.get(name) or 0) > min(s.get(n) or 0 for n in shared) for s in facts.store_strides)
-    ]
-    return bytes_of_part(facts, operand, {name: part.get(name, 1) for name in outside})
+    return bandwidth_of(facts, bytes_of_part(facts, operand, part), machine)
 
 
 def bandwidth_of(facts: Facts, size: float, machine: Machine) -> float:

@@ -14,6 +14,7 @@ from convgen.ir.visit import loads, walk
 from convgen.schedule.access import in_loops, loads_of, stride_of, vector_dtype
 from convgen.schedule.directives.base import all_nests, is_packing
 from convgen.schedule.directives.pack import halo_of_reads, merged_edges
+from convgen.schedule.skipping import Reach, leaves_out, reach_of
 from convgen.target import Target
 
 
@@ -27,6 +28,7 @@ class Operand:
     windows: for each dimension that output and reduce loops move together, the step of each;
     overhangs: for each dimension with an edge its loops and how many places of it lie outside;
     periods: for loops that move it in an index that comes round again, after how many steps;
+    zeros: dimensions outside of which it is 0, and with it what a sum adds;
     near: the extent of the dimension that is contiguous in memory;
     readers: nests of the kernel that read the buffer or a copy of it."""
 
@@ -45,6 +47,7 @@ class Operand:
     windows: tuple[dict[str, int], ...]
     overhangs: tuple[tuple[frozenset[str], int], ...]
     periods: dict[str, int]
+    zeros: tuple[Reach, ...]
     near: int
     readers: int
 
@@ -204,7 +207,7 @@ def _operand(
             hidden = name in place.hidden_names()
             steps[name] = 0 if hidden else place.coefficient(name)
             strides[name] = stride_of(buffer, load.index, nest, name)
-        if edge is not None and edge.kind != "omit":
+        if edge is not None and edge.kind not in ("omit", "halo"):
             edged |= names
             known = place.names() <= ranges.keys()
             low, high = place.bounds(ranges) if known else index.bounds(axis_ranges(nest))
@@ -233,12 +236,27 @@ def _operand(
         windows=tuple(windows),
         overhangs=tuple(overhangs),
         periods=_periods(load, nest),
+        zeros=_zeros(load, nest, buffer),
         near=next(
             (buffer.shape[d] for d in reversed(buffer.layout.order) if buffer.shape[d] > 1), 1
         ),
         readers=readers[load.buffer],
         hoistable=buffer.role == "input" and not edged and _is_shared(nest, strides),
     )
+
+
+def _zeros(load: Load, nest: Nest, buffer: Buffer) -> tuple[Reach, ...]:
+    """The dimensions of a factor of a sum that have zero edges."""
+    if not leaves_out(load, nest.reduces):
+        return ()
+    outputs = {o.name: o.extent for o in nest.loops if o.reduce is None}
+    inner = {o.name: o.extent for o in nest.loops if o.reduce is not None}
+    found = (
+        reach_of(in_loops(nest, index), size, outputs, inner)
+        for index, edge, size in zip(load.index, load.edges, buffer.shape, strict=True)
+        if edge is not None and edge.kind == "zero"
+    )
+    return tuple(reach for reach in found if reach is not None)
 
 
 def _is_packable(buffer: Buffer, same: list[Load]) -> bool:

@@ -22,7 +22,7 @@ from convgen.schedule.access import (
     trips,
 )
 from convgen.schedule.across import across, in_memory_order, rows_of, score_across
-from convgen.schedule.cost import score, weight
+from convgen.schedule.cost import is_long, score, weight
 from convgen.schedule.directives import (
     Directive,
     carry,
@@ -42,14 +42,14 @@ from convgen.schedule.directives.mark import registers_needed
 from convgen.schedule.directives.split import best_cover
 from convgen.schedule.dots import by_rows, dots, is_dot, unfolded
 from convgen.schedule.facts import Facts, facts_of, windows_of
-from convgen.schedule.following import follow_of, live_when_unrolled, slides_along
+from convgen.schedule.following import follow_of, live_when_unrolled
 from convgen.schedule.fusion import Fusion, finish_consumer
 from convgen.schedule.locality import best_order, stored_order
 from convgen.schedule.machine import Machine, machine_of
 from convgen.schedule.nesting import nested
 from convgen.schedule.normalize import backward_windows, contiguous_pair
 from convgen.schedule.schedule import Schedule
-from convgen.schedule.sharing import SHORT, SLIDING, UNROLLED, is_crowded
+from convgen.schedule.sharing import SLIDING, UNROLLED, is_crowded
 from convgen.schedule.streams import stream
 from convgen.schedule.tiles import Candidate, tiles
 from convgen.target import Target
@@ -159,7 +159,7 @@ class _Recipe:
             return
         facts = facts_of(self.nest, self.kernel, self.target)
         chosen = cheapest(facts, machine_of(self.target), self.rank)
-        instead = unfolded(facts, self.kernel, self.target, chosen)
+        instead = unfolded(facts, self.kernel, self.target, chosen.cycles)
         if instead is not None and not self.rank:
             directives, chosen = instead
             for directive in directives:
@@ -277,8 +277,7 @@ class _Recipe:
                 loops = [vector]
             elif any(t in last for t in tile):
                 loops = [next(t for t in tile if t in last)]
-            long = bool(facts.order) and facts.reduces[facts.order[0]] > 16
-            skip = long and any(e and e.kind == "zero" for e in operand.load.edges)
+            skip = is_long(facts) and any(e and e.kind == "zero" for e in operand.load.edges)
             self.add(pack(name, *loops, hoist=operand.hoistable, skip=skip))
 
     def is_strided(self, vector: str) -> bool:
@@ -365,7 +364,7 @@ class _Recipe:
             shared = live_when_unrolled(self.nest, replace(loop, extent=steps), facts)
             if whole and copies * steps <= UNROLLED and room - shared >= self.ahead(facts):
                 return steps
-        return 2 if copies <= SHORT and slides_along(self.nest, loop, room, facts) else 1
+        return 1
 
     def ahead(self, facts: Facts) -> int:
         """Registers that unrolled iterations need beside the states and two that are left free:

@@ -27,7 +27,7 @@ from convgen.ir.nodes import Const, Expr, Kernel, Load, Op
 from convgen.ir.visit import map_expr, map_nest_exprs
 from convgen.passes.flatten import flatten
 from convgen.schedule import directives as d
-from convgen.schedule.access import loads_of
+from convgen.schedule.access import in_loops, loads_of
 from convgen.schedule.recipes import default_schedule
 from convgen.schedule.schedule import Schedule, parse_schedule
 from convgen.target import target
@@ -135,9 +135,8 @@ def random_directive(subject: Kernel, chance: random.Random) -> d.Directive:
         }
     )
     source = chance.choice(read)
-    moving = sorted(
-        {n for o in loads_of(body) if o.buffer == source for i in o.index for n in i.names()}
-    )
+    places = [o.index for o in loads_of(body) if o.buffer == source]
+    moving = [n for n in loops if any(n in in_loops(body, i).names() for p in places for i in p)]
     made: list[d.Directive] = [
         d.split(pick, chance.randint(1, max(1, extent)), chance.choice(["exact", "peel", "guard"])),
         d.cover(pick, chance.randint(1, 5), chance.randint(1, 5)),
@@ -151,7 +150,12 @@ def random_directive(subject: Kernel, chance: random.Random) -> d.Directive:
         d.carry(),
         d.carry(follow=source),
         d.rfactor(pick),
-        d.pack(source, *chance.sample(loops, chance.randint(0, 1)), hoist=chance.random() < 0.5),
+        d.pack(
+            source,
+            *chance.sample(loops, chance.randint(0, 1)),
+            hoist=chance.random() < 0.5,
+            skip=chance.random() < 0.5,
+        ),
         d.unfold(source, *chance.sample(moving, len(moving))),
         d.compute_at(source, pick),
         d.inline(source),

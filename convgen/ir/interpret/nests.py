@@ -289,7 +289,7 @@ class NestRun:
         replaced: list[tuple[Any, Value]] = []
         for i, extent, edge in zip(load.index, buffer.shape, load.edges, strict=True):
             place = np.asarray(integer(i, axes), np.int64)
-            if edge is None:
+            if edge is None or edge.kind == "halo":
                 index.append(place)
                 continue
             folded = _fold(edge, place, extent)

@@ -20,6 +20,7 @@ from convgen.ir.nodes import (
     VectorLoad,
 )
 from convgen.ir.simplify import decide
+from convgen.ir.sums import factors
 from convgen.ir.visit import loads
 from convgen.passes.flatten.scope import LANE, Scope
 from convgen.passes.flatten.values import Place, Values, lane_ranges
@@ -45,19 +46,16 @@ def edge_limits(node: Expr, buffers: dict[str, Buffer], kinds: tuple[str, ...]) 
 
 
 def zero_limits(
-    node: Expr, buffers: dict[str, Buffer], moves: Callable[[Affine], bool]
+    node: Expr, buffers: dict[str, Buffer], kind: str, moves: Callable[[Affine], bool]
 ) -> list[Constraint]:
     """The conditions, over axes, outside of which a factor of the expression is 0, for dimensions
-    that `moves` denies: indices that are the same for a whole tile."""
-    if isinstance(node, Op) and node.name == "mul":
-        return [c for a in node.args for c in zero_limits(a, buffers, moves)]
-    if not isinstance(node, Load):
-        return []
+    with edges of a kind (zero, halo) and indices that `moves` denies."""
     found: list[Constraint] = []
-    shape = buffers[node.buffer].shape
-    for index, edge, extent in zip(node.index, node.edges, shape, strict=True):
-        if edge is not None and edge.kind == "zero" and not moves(index):
-            found += limits(index, extent)
+    for load in factors(node):
+        shape = buffers[load.buffer].shape
+        for index, edge, extent in zip(load.index, load.edges, shape, strict=True):
+            if edge is not None and edge.kind == kind and not moves(index):
+                found += limits(index, extent)
     return found
 
 
@@ -80,7 +78,7 @@ class Elements(Values):
         folds: dict[str, Expr] = {}
         outside: list[_Outside] = []
         for d, edge in enumerate(node.edges):
-            if edge is None or edge.kind == "omit" or scope.interior:
+            if edge is None or edge.kind in ("omit", "halo") or scope.interior:
                 continue
             open_limits = self._open_limits(index[d], buffer.shape[d], scope)
             if open_limits == ():
@@ -93,6 +91,17 @@ class Elements(Values):
             else:
                 outside.append(_Outside(open_limits, edge))
         return self._select(node, place, buffer, index, folds, outside)
+
+    def is_zero(self, expr: Expr, place: Place) -> bool:
+        """True also for an element of a halo of zeros."""
+        if isinstance(expr, Load):
+            shape = self.buffers[expr.buffer].shape
+            for index, edge, extent in zip(expr.index, expr.edges, shape, strict=True):
+                if edge is not None and edge.kind == "halo":
+                    at = self.resolve(index, place.scope)
+                    if self._open_limits(at, extent, place.scope) is None:
+                        return True
+        return super().is_zero(expr, place)
 
     def _open_limits(
         self, index: Affine, extent: int, scope: Scope

@@ -18,8 +18,9 @@ Leaf = Callable[[Scope], None]
 class Walk:
     """What happens in a walk: `leaf` inside all loops; `guards` (over axes) are tested as far out
     as they can be; `limits` (over axes, all ``<=``) hold in the interior, where edges and guards
-    need no test; `later` are the loops that the leaf enters; `skips` (over axes, no loop of the
-    tile among them) are tested in the interior too."""
+    need no test; `later` are the loops that the leaf enters; `skips` (over axes, ``<=``) are tested
+    in the interior too, as soon as the loops of the walk tell that they fail for all iterations of
+    `later`."""
 
     leaf: Leaf
     guards: tuple[Constraint, ...] = ()
@@ -156,10 +157,10 @@ class Loops:
         closed: list[Constraint] = []
         waiting = self._names((*loops, *job.later))
         guards = [g for g in job.guards if not (scope.interior and g.kind == "<=")]
-        for guard in (*guards, *job.skips):
-            value = self.values.resolve(guard.value, scope)
-            resolved = replace(guard, value=value)
-            if value.names() & waiting or resolved in scope.known:
+        tests = [replace(g, value=self.values.resolve(g.value, scope)) for g in guards]
+        tests += [self._somewhere(s, scope, job.later) for s in job.skips]
+        for resolved in tests:
+            if resolved.value.names() & waiting or resolved in scope.known:
                 continue
             known = decide(resolved, scope.ranges)
             if known is False:
@@ -170,6 +171,14 @@ class Loops:
         test = self.values.all_of(self.values.condition(c, scope) for c in closed)
         with self.emitter.when(test):
             self._version(loops, scope.knowing(closed), job)
+
+    def _somewhere(self, limit: Constraint, scope: Scope, later: Sequence[Loop]) -> Constraint:
+        """What holds wherever a limit holds for some iteration of the later loops."""
+        value = self._covered(self.values.resolve(limit.value, scope))
+        names = self._names(later)
+        inner = {n: pair for n, pair in self._ranges(later).items() if n in names}
+        inner |= {n: (0, extent) for n, extent in scope.extents.items() if n in inner}
+        return replace(limit, value=-upper(-value, inner))
 
     def _version(self, loops: Sequence[Loop], scope: Scope, job: Walk) -> None:
         """Split into interior and the rest, where entering more loops would tell nothing new."""

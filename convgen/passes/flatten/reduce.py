@@ -8,7 +8,6 @@ from itertools import groupby
 
 from convgen.affine import Affine, Constraint
 from convgen.ir.nodes import (
-    Combiner,
     Const,
     Expr,
     Index,
@@ -19,6 +18,7 @@ from convgen.ir.nodes import (
     ReduceNode,
     Register,
 )
+from convgen.ir.sums import adds_up
 from convgen.passes.flatten.emitter import widen
 from convgen.passes.flatten.following import in_order
 from convgen.passes.flatten.loops import Loops
@@ -60,7 +60,6 @@ class Reducing:
         self,
         loops: Loops,
         node: ReduceNode,
-        combiner: Combiner,
         states: States,
         tile: Tile,
         factored: Sequence[Loop],
@@ -70,7 +69,6 @@ class Reducing:
         self.values = loops.values
         self.emitter = loops.emitter
         self.node = node
-        self.combiner = combiner
         self.states = states
         self.tile = tile
         self.factored = tuple(factored)
@@ -111,23 +109,10 @@ class Reducing:
         if product is not None:
             self._add_product(product, place)
             return
-        if self.combiner.step:
-            self._step(place)
-            return
         lifted = self._lifted(place)
         old = self.states.read(scope)
         with self.emitter.forgetting():
             self.states.write(scope, self._masked(mask, self._combined(old, lifted), old))
-
-    def _step(self, place: Place) -> None:
-        """The element combined into the state as the combiner says."""
-        element = self.values.of(self.node.body, place)
-        old = self.states.read(place.scope)
-        params = {"v": self.values.wide(element, old[0].lanes)}
-        inside = Place(Scope(), params=params | {f"a{i}": s for i, s in enumerate(old)})
-        with self.emitter.forgetting():
-            new = [self.values.of(one, inside) for one in self.combiner.step]
-            self.states.write(place.scope, self._masked(place.mask, new, old))
 
     def _foreign_lanes(self, scope: Scope) -> Conditions:
         """Keeps off the lanes that hold states of a longer segment of a factored loop."""
@@ -140,7 +125,7 @@ class Reducing:
 
     def _product(self) -> Op | None:
         """The product that the only state component adds up, if it does that."""
-        combiner, element = self.combiner, self.node.body
+        combiner, element = self.node.combiner, self.node.body
         if not adds_up(combiner) or not combiner.dtypes[0].is_float:
             return None
         if not isinstance(element, Op) or element.name != "mul":
@@ -165,7 +150,7 @@ class Reducing:
 
     def _lifted(self, place: Place) -> list[Expr]:
         """The state of one element."""
-        combiner = self.combiner
+        combiner = self.node.combiner
         element = self.values.of(self.node.body, place)
         params = {"v": element}
         if any(_mentions(one, "p") for one in combiner.lift):
@@ -177,7 +162,7 @@ class Reducing:
         params = {f"a{i}": s for i, s in enumerate(left)}
         params |= {f"b{i}": s for i, s in enumerate(right)}
         place = Place(Scope(), params=params)
-        return [self.values.of(c, place) for c in self.combiner.combine]
+        return [self.values.of(c, place) for c in self.node.combiner.combine]
 
     def _masked(self, mask: Expr | None, new: Sequence[Expr], old: Sequence[Expr]) -> list[Expr]:
         if mask is None:
@@ -195,7 +180,7 @@ class Reducing:
         """The projected results at a position of the output tile."""
         state = self._joined(scope) if self.factored or self.chunked else self.states.read(scope)
         place = Place(scope, params={f"a{i}": s for i, s in enumerate(state)})
-        return [self.values.of(p, place) for p in self.combiner.project]
+        return [self.values.of(p, place) for p in self.node.combiner.project]
 
     def _joined(self, scope: Scope) -> list[Expr]:
         """The states of all factored iterations, combined in loop order."""
@@ -203,7 +188,7 @@ class Reducing:
             self.tile.vector if any(one.name == self.tile.vector for one in self.factored) else ""
         )
         lanes = 1 if vector else scope.lanes
-        combiner = self.combiner
+        combiner = self.node.combiner
         total = [Register(self.emitter.register("total"), d, lanes) for d in combiner.dtypes]
         for register, identity in zip(total, combiner.identity, strict=True):
             self.emitter.set(register, Const(identity.value, register.dtype, lanes))
@@ -227,7 +212,7 @@ class Reducing:
         """
         found: list[list[Expr]] = []
         whole: list[Expr] | None = None
-        free = self.combiner.commutative and self.combiner.associative
+        free = self.node.combiner.commutative and self.node.combiner.associative
         for position in positions(tile, scope):
             state = self.states.read(position)
             if not scalars:
@@ -254,19 +239,6 @@ class Reducing:
             )
             state = self._combined(low, high)
         return state
-
-
-def adds_up(combiner: Combiner) -> bool:
-    """True for a plain sum of the elements."""
-    combine, lift = combiner.combine[0], combiner.lift[0]
-    return (
-        len(combiner.dtypes) == 1
-        and isinstance(combine, Op)
-        and combine.name == "add"
-        and {a.name for a in combine.args if isinstance(a, Param)} == {"a0", "b0"}
-        and isinstance(lift, Param)
-        and lift.name == "v"
-    )
 
 
 def _mentions(expr: Expr, name: str) -> bool:

@@ -47,8 +47,9 @@ class Pack(Directive):
     copy, so the hot loads have no edges; omit edges stay.
     The copying is a phase before the nest; with ``hoist=True`` it belongs to prepare, done once
     for as long as the operand does not change.
-    ``skip=True`` keeps the zero edges of dimensions that no loop of the tile moves: outside them
-    the tile adds zeros only, and those iterations are left out instead.
+    ``skip=True`` leaves out iterations of the reduce loops for which the whole tile lies outside,
+    where zeros are: they would add nothing. Dimensions that no loop of the tile moves need no halo
+    then and keep their edges; for the others the copy's halo serves tiles that lie outside in part.
     Legal: an operand that the nest reads with the same edges everywhere and does not write; hoist
     for inputs and constants.
     Elsewhere: packing (BLIS, oneDNN reorder), Halide in() with reorder_storage, TVM
@@ -172,10 +173,7 @@ class Pack(Directive):
 
         def change(expr: Expr) -> Expr:
             if isinstance(expr, Load) and expr.buffer == self.buffer:
-                kept = tuple(
-                    e if e and (e.kind == "omit" or dim in left) else None
-                    for dim, e in enumerate(expr.edges)
-                )
+                kept = tuple(self._kept(e, dim in left) for dim, e in enumerate(expr.edges))
                 return replace(expr, buffer=found, edges=kept)
             return expr
 
@@ -184,6 +182,12 @@ class Pack(Directive):
             replace(r, follows=found) if r.follows == self.buffer else r for r in after.reduces
         )
         return replace_nest(kernel, nest.name, replace(after, reduces=reduces))
+
+    def _kept(self, edge: Edge | None, left: bool) -> Edge | None:
+        """What is left of an edge in a load of the copy."""
+        if edge is None or edge.kind == "omit" or left:
+            return edge
+        return Edge("halo") if self.skip and edge.kind == "zero" else None
 
     def _left(self, nest: Nest, reads: Sequence[Load]) -> set[int]:
         """Dimensions whose zero edges stay with the nest."""
@@ -293,7 +297,7 @@ def halo_of_reads(nest: Nest, source: Buffer, reads: Sequence[Load]) -> tuple[tu
         before = after = 0
         for load in reads:
             edge = load.edges[dim]
-            if edge is not None and edge.kind != "omit":
+            if edge is not None and edge.kind not in ("omit", "halo"):
                 first, last = load.index[dim].bounds(ranges)
                 before = max(before, -first)
                 after = max(after, last - extent + 1)
