@@ -285,7 +285,8 @@ class Loop:
 
 @dataclass(frozen=True, slots=True)
 class Combiner:
-    """A reduction in IR terms. lift over v, p; combine over a_i, b_i; project over a_i."""
+    """A reduction in IR terms. lift over v, p; combine over a_i, b_i; project over a_i. step: how
+    an element enters a state, over a_i, v; empty: by combining its lift."""
 
     name: str
     dtypes: tuple[DType, ...]
@@ -295,6 +296,7 @@ class Combiner:
     project: tuple[Expr, ...]
     associative: bool = True
     commutative: bool = True
+    step: tuple[Expr, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,8 +88,23 @@ def outer_loops(nest: Nest) -> list[Loop]:
 
 
 def tile_loops(nest: Nest) -> list[Loop]:
-    """Output loops after the first reduce loop: the tile."""
-    return output_loops(nest)[len(outer_loops(nest)) :]
+    """Output loops after the first reduce loop, but for those that run from tile to tile."""
+    moving = around_tiles(nest)
+    return [o for o in output_loops(nest)[len(outer_loops(nest)) :] if o not in moving]
+
+
+def around_tiles(nest: Nest) -> list[Loop]:
+    """Serial output loops between reduce loops: each reduce has loops that run inside them."""
+    first = len(outer_loops(nest))
+    last = [
+        max((i for i, o in enumerate(nest.loops) if o.reduce == nest.leader(number)), default=0)
+        for number in range(len(nest.reduces))
+    ]
+    return [
+        loop
+        for loop in nest.loops[first : min(last, default=0)]
+        if loop.reduce is None and loop.kind is LoopKind.SERIAL and trips(loop) > 1
+    ]
 
 
 def vector_count(extent: int, lanes: int) -> int:

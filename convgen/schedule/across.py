@@ -17,6 +17,7 @@ from convgen.schedule.cost import bandwidth_of, gather_cost, idle_share, share_r
 from convgen.schedule.dots import is_dot, score_dot
 from convgen.schedule.facts import Facts, Operand, axis_of
 from convgen.schedule.machine import Machine
+from convgen.schedule.reuse import LINE
 from convgen.schedule.tiles import Candidate, chunks_of, heights
 
 TURNED = 5.0  # loads that the shuffles of a transposed vector take the time of
@@ -118,9 +119,11 @@ def score_across(facts: Facts, candidate: Candidate, machine: Machine) -> Candid
                 packing, gather = packing + copied, 0.0
         fetched += times * (1 + gather)
         work += 3.0 * bool(operand.edged or operand.omits)
-        if candidate.tile:
-            size = operand.elements * operand.bytes
-            streamed += facts.lanes * operand.bytes / bandwidth_of(facts, size, machine)
+        size = operand.elements * operand.bytes
+        apart = size > facts.l2 and is_apart(operand, candidate.vector)
+        if candidate.tile or apart:
+            moved = facts.lanes * operand.bytes / bandwidth_of(facts, size, machine)
+            streamed += 2 * moved if apart else moved
     each = max(
         (height * facts.operations + work) / machine.fma_rate,
         fetched / machine.load_rate,
@@ -132,6 +135,13 @@ def score_across(facts: Facts, candidate: Candidate, machine: Machine) -> Candid
     cycles = steps * share * max(each, waiting) + outputs * (joined + facts.epilogue + 2) + packing
     cycles *= idle_share(outputs // height, cycles)
     return replace(candidate, packs=frozenset(packs), cycles=cycles)
+
+
+def is_apart(operand: Operand, vector: str) -> bool:
+    """True for an operand whose neighbours along a loop are lines apart: nothing fetches them
+    ahead."""
+    stride = operand.strides.get(vector, 0)
+    return stride is None or abs(stride) * operand.bytes >= LINE
 
 
 def _gather(facts: Facts, operand: Operand, candidate: Candidate, machine: Machine) -> float:

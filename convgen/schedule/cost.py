@@ -7,7 +7,7 @@ iteration, times their number, plus stores and packing. The constants are tabled
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from convgen.schedule.access import vector_count
@@ -272,7 +272,22 @@ def _bandwidth(facts: Facts, operand: Operand, candidate: Candidate, machine: Ma
     part = {candidate.vector: candidate.width, **{n: max(c) for n, c in candidate.tile}}
     if is_read_once(facts, operand):
         return bandwidth_of(facts, min(operand.elements * operand.bytes, facts.l2 / 2), machine)
-    return bandwidth_of(facts, bytes_of_part(facts, operand, part), machine)
+    size = min(bytes_of_part(facts, operand, part), _bytes_until_shared(facts, operand, part))
+    return bandwidth_of(facts, size, machine)
+
+
+def _bytes_until_shared(facts: Facts, operand: Operand, part: Mapping[str, int]) -> float:
+    """Bytes of an operand that are read until a loop that does not move it goes on, where the loops
+    run in the order in which results lie: those outside of it stay."""
+    shared = [n for n, e in facts.outputs.items() if n not in operand.strides and e > 1]
+    if not shared:
+        return math.inf
+    outside = [
+        name
+        for name in facts.outputs.keys() & operand.strides.keys()
+        if all((s.get(name) or 0) > min(s.get(n) or 0 for n in shared) for s in facts.store_strides)
+    ]
+    return bytes_of_part(facts, operand, {name: part.get(name, 1) for name in outside})
 
 
 def bandwidth_of(facts: Facts, size: float, machine: Machine) -> float:

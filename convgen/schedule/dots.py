@@ -11,8 +11,10 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from convgen.affine import Affine
 from convgen.errors import ScheduleError
 from convgen.ir.nodes import Kernel, Nest
+from convgen.schedule.copies import copy_cycles, first_of
 from convgen.schedule.cost import idle_share
 from convgen.schedule.directives import Directive, fuse, reorder, unfold
 from convgen.schedule.directives.base import find_nest
@@ -27,10 +29,12 @@ ROWS = 8  # of one operand in a tile
 LONG = 4  # vectors from which a row is worth a tile
 UNFOLDED = 2.0  # cycles per element of a copy with a dimension for each loop
 SHORT = 4.5  # the same where less than a vector of them lies side by side in the operand
-PHASE = 20_000  # cycles that one more phase takes
-GAIN = 0.85  # of the cycles that a copy may leave: what it takes is known roughly
+PHASE = 30_000  # cycles that one more phase takes
+GAIN = 0.9  # of the cycles that a copy may leave: what it takes is known roughly
 HIDDEN = 0.15  # share of the hidden work of a tile that still shows
 HELD = (0.5, 0.85, 0.5)  # shares of the caches in which rows stay that are swept again and again
+FETCHED = 0.5  # share of the cycles in which rows come that shows: they come in order, and ahead
+AHEAD = 0.45  # of a copy that is taken to serve many calls: as many are taken to make their own
 STARTED = 30  # cycles of a tile's first loads and of the loops around it
 
 
@@ -110,9 +114,8 @@ def score_dot(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate
     loaded = sum(math.prod(tile[n] for n in tile if n in o.strides) for o in _bodies(facts))
     work, loads = points * facts.operations / machine.fma_rate, loaded / machine.load_rate
     each = max(work, loads, machine.latency) + HIDDEN * (work + loads)
-    moved = bytes_moved(facts, tile, machine)
     ended = points * (6.0 * math.log2(facts.lanes) + facts.epilogue + 2) + STARTED
-    cycles = max(tiles * steps * each, moved) + 0.2 * moved + tiles * ended
+    cycles = tiles * (steps * each + ended) + FETCHED * bytes_moved(facts, tile, machine)
     return replace(candidate, cycles=cycles * idle_share(tiles, cycles))
 
 
@@ -149,11 +152,14 @@ def _rate(facts: Facts, size: float, machine: Machine) -> float:
 
 
 def unfolded(
-    facts: Facts, kernel: Kernel, target: Target, least: float
+    facts: Facts, kernel: Kernel, target: Target, instead: Candidate
 ) -> tuple[list[Directive], Candidate] | None:
     """The directives that unfold an operand of a nest, with what to choose then, where that takes
-    fewer cycles than `least`."""
-    nest = facts.nest
+    fewer cycles than what is to be done else."""
+    nest, machine = facts.nest, machine_of(target)
+    packed = (o for o in first_of(facts, instead.packs) if o.hoistable)
+    ahead = sum(copy_cycles(facts, o, instead, machine) / o.readers for o in packed)
+    least = GAIN * (instead.cycles + AHEAD * ahead)
     order = _row_of_reduces(facts)
     other = next((o for o in _bodies(facts) if not _is_row(facts, o, order)), None)
     if not order or other is None or other.hoistable or other.readers > 1:
@@ -161,9 +167,7 @@ def unfolded(
     extents = {**facts.outputs, **facts.reduces}
     outputs = [n for n in facts.outputs if n in other.strides]
     copied = math.prod(extents[n] for n in (*outputs, *order))
-    machine = machine_of(target)
     copying = copied * (UNFOLDED if _has_vectors(facts, other) else SHORT) + PHASE
-    least *= GAIN
     work = math.prod(extents.values()) * facts.operations / facts.lanes / machine.fma_rate
     if work + copying >= least or copied * other.bytes > STAYS[2] * facts.l3:
         return None
@@ -202,13 +206,27 @@ def _unfolding(
         found.append(directive)
 
     alone = [o.name for o in nest.loops if o.reduce is not None and o.name not in order]
-    add(unfold(operand.load.buffer, *outputs, *alone, *order, nest=nest.name))
+    axes = [a for n in (*outputs, *alone, *order) for a in axes_along(nest, n)]
+    add(unfold(operand.load.buffer, *axes, nest=nest.name))
     wanted = [*(o.name for o in nest.loops if o.reduce is None), *alone, *order]
     if wanted != [o.name for o in nest.loops]:
         add(reorder(*wanted, nest=nest.name))
     while (pair := contiguous_pair(find_nest(found[0], kernel), kernel)) is not None:
         add(fuse(*pair, nest=nest.name))
     return found, kernel
+
+
+def axes_along(nest: Nest, loop: str) -> list[str]:
+    """The axes that a loop moves, the one that it moves first last."""
+
+    def since(value: Affine) -> int:
+        """The first iteration that changes it."""
+        start = value.substitute({loop: 0})
+        steps = range(1, nest.loop(loop).extent)
+        return next((i for i in steps if value.substitute({loop: i}) != start), len(steps) + 1)
+
+    moved = [(axis, value) for axis, value in nest.axes if loop in value.names()]
+    return [axis for axis, _ in sorted(moved, key=lambda one: -since(one[1]))]
 
 
 def _row_of_reduces(facts: Facts) -> list[str]:
@@ -221,7 +239,7 @@ def _row_of_reduces(facts: Facts) -> list[str]:
     combiner = nest.reduces[0].combiner
     if not (combiner.associative and combiner.commutative):
         return []
-    for operand in operands:
+    for operand in sorted(operands, key=lambda o: -o.elements):
         names = [n for n, e in facts.reduces.items() if e > 1]
         order = sorted(names, key=lambda n: -(operand.strides.get(n) or 0))
         rest = next(o for o in operands if o is not operand)

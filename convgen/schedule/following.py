@@ -67,6 +67,26 @@ def live_when_unrolled(nest: Nest, loop: Loop, facts: Facts) -> int:
     return min(in_loops_order, (taps + 1) * vectors_along(nest, tile[vector], facts.lanes))
 
 
+def slides_along(nest: Nest, loop: Loop, room: int, facts: Facts) -> bool:
+    """True where the tile keeps the vectors of one operand, those and a value of the other fit the
+    last registers (`room` beside the states, two left free), and a reduce loop moves on along them:
+    its next iteration loads what is new into what is done with."""
+    if loop.extent < 4:
+        return False
+    sizes = tile_sizes(nest, facts.lanes)
+    vector = next((o.name for o in tile_loops(nest) if o.kind is LoopKind.VECTOR), "")
+    body = [o for o in facts.operands if o.body]
+    kept = [math.prod(n for name, n in sizes.items() if name in o.strides) for o in body]
+    beside = sizes.keys() - {vector}
+    return any(
+        bool(o.strides.get(vector))
+        and loop.name in o.strides
+        and count == min(kept) <= room + 1
+        and _is_joint(nest, o.load, loop, beside)
+        for o, count in zip(body, kept, strict=True)
+    )
+
+
 def _is_joint(nest: Nest, load: Load, loop: Loop, tile: Container[str]) -> bool:
     """True where a reduce loop and a loop of the tile move an operand in one dimension."""
     names = (in_loops(nest, index).names() for index in load.index)

@@ -42,14 +42,14 @@ from convgen.schedule.directives.mark import registers_needed
 from convgen.schedule.directives.split import best_cover
 from convgen.schedule.dots import by_rows, dots, is_dot, unfolded
 from convgen.schedule.facts import Facts, facts_of, windows_of
-from convgen.schedule.following import follow_of, live_when_unrolled
+from convgen.schedule.following import follow_of, live_when_unrolled, slides_along
 from convgen.schedule.fusion import Fusion, finish_consumer
 from convgen.schedule.locality import best_order, stored_order
 from convgen.schedule.machine import Machine, machine_of
 from convgen.schedule.nesting import nested
 from convgen.schedule.normalize import backward_windows, contiguous_pair
 from convgen.schedule.schedule import Schedule
-from convgen.schedule.sharing import SLIDING, UNROLLED, is_crowded
+from convgen.schedule.sharing import SHORT, SLIDING, UNROLLED, is_crowded
 from convgen.schedule.streams import stream
 from convgen.schedule.tiles import Candidate, tiles
 from convgen.target import Target
@@ -159,7 +159,7 @@ class _Recipe:
             return
         facts = facts_of(self.nest, self.kernel, self.target)
         chosen = cheapest(facts, machine_of(self.target), self.rank)
-        instead = unfolded(facts, self.kernel, self.target, chosen.cycles)
+        instead = unfolded(facts, self.kernel, self.target, chosen)
         if instead is not None and not self.rank:
             directives, chosen = instead
             for directive in directives:
@@ -364,7 +364,7 @@ class _Recipe:
             shared = live_when_unrolled(self.nest, replace(loop, extent=steps), facts)
             if whole and copies * steps <= UNROLLED and room - shared >= self.ahead(facts):
                 return steps
-        return 1
+        return 2 if copies <= SHORT and slides_along(self.nest, loop, room, facts) else 1
 
     def ahead(self, facts: Facts) -> int:
         """Registers that unrolled iterations need beside the states and two that are left free:

@@ -11,6 +11,7 @@ from convgen.schedule.machine import Machine
 from convgen.schedule.tiles import Candidate
 
 UNROLLED = 160  # statements that the unrolled reduce loops of one tile may have
+SHORT = 16  # statements of an iteration beside which the turn of its loop shows
 TURN = 0.1  # cycles of a turn of a loop, which hides behind the tile
 MISSED = 4.0  # cycles of the end of a short loop, the jump now and then guessed wrong
 CROWDED = 0.75  # loads, as a share of the operations' time, from which sharing them pays

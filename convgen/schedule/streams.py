@@ -31,6 +31,7 @@ VECTORS = 4  # of one tile
 WINDOW = 16  # points of a window that are written out
 ROWS = 4  # points of a long reduce that are
 SMALL = 16  # times that a copied operand goes into what is stored
+LINE = 64  # bytes of memory that come together
 TASKS = 128  # beyond which no further loop is made parallel
 
 
@@ -61,7 +62,7 @@ def stream(nest: Nest, kernel: Kernel, target: Target) -> list[Directive]:
         return []  # a tile that reads its vectors again is worth more
     if nest.guards or any(r.guards for r in nest.reduces):
         return []
-    if len(_leaders(nest)) > 1 and sum(_window(nest, i) for i in _leaders(nest)) > WINDOW:
+    if len(_leaders(nest)) > 1 and _is_long(nest):
         return []
     packs = _packs(nest, kernel, target, copied)
     return list(_directives(nest, vector, lanes, target, packs)) if packs is not None else []
@@ -80,6 +81,11 @@ def _leaders(nest: Nest) -> list[int]:
 def _window(nest: Nest, leader: int) -> int:
     """Points of a reduce."""
     return math.prod(o.extent for o in nest.loops if o.reduce == leader)
+
+
+def _is_long(nest: Nest) -> bool:
+    """True where the reduces are too long to be written out."""
+    return sum(_window(nest, i) for i in _leaders(nest)) > WINDOW
 
 
 def _shared(nest: Nest) -> int:
@@ -110,6 +116,9 @@ def _directives(
     live = states + _shared(nest) if len(_leaders(nest)) > 1 else 2 * states
     room = (target.vector_registers - 6) // max(1, live)
     width = min(max(1, room), VECTORS) * lanes
+    line = LINE * 8 // target.vector_bits  # vectors
+    if _is_long(nest) and states * line <= target.vector_registers - 6:
+        width = max(width, line * lanes)  # else a line comes twice, long after one another
     if math.prod(nest.loop(o).extent for o in outer) < 2:
         width = min(width, max(lanes, extent // (2 * lanes) * lanes))  # for two workers
     inner, cut = vector, []
@@ -123,7 +132,7 @@ def _directives(
     for buffer, hoisted in packs.items():
         yield pack(buffer, inner, hoist=hoisted, nest=name)
     yield vectorize(inner, nest=name)
-    if sum(_window(nest, i) for i in _leaders(nest)) <= WINDOW:
+    if not _is_long(nest):
         for loop in reversed(reduces):
             if loop.extent > 1:
                 yield unroll(loop.name, nest=name)

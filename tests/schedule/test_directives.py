@@ -87,7 +87,7 @@ GOLDEN = {
     ),
     "unfold_reflect": (
         lambda: window(1, 20, 4, 5, kind="reflect"),
-        "unfold(X, n, s, c, r, x, y); reorder(n, s, c, r, k, y, x)",
+        "fuse(r, s); cover(x, 3, 2); unfold(X, n, s, c, r, x, y)",
     ),
     "compute_at": (two_stages, "Y: compute_at(T, y)"),
     "compute_at_chunk": (two_stages, "Y: split(y, 4, tail='peel'); compute_at(T, y_out)"),
@@ -290,23 +290,17 @@ REFUSED = {
         "pack(W)",
         "pack(W): Y does not read W; loops are x, r; expected one of X, got W",
     ),
-    "unfold without a loop": (
+    "unfold without an axis": (
         line,
         "unfold(X, r)",
-        "unfold(X, r): the copy needs a dimension for each loop that moves through X; loops are "
+        "unfold(X, r): the copy needs a dimension for each axis that moves through X; loops are "
         "x, r; expected x, r, got r",
     ),
-    "unfold of a part": (
+    "unfold of a loop": (
         line,
-        "cover(x, 10, 9); unfold(X, x_base, x_in, r)",
-        "unfold(X, x_base, x_in, r): there is no loop x_base; loops are x_out, x_in, r; expected "
-        "a loop of the nest, got x_base",
-    ),
-    "unfold of parts of an axis": (
-        lambda: line(20),
-        "split(x, 4); unfold(X, x_out, x_in, r)",
-        "unfold(X, x_out, x_in, r): x_out is a part of an axis; loops are x_out, x_in, r; "
-        "expected loops that are whole axes, got x_out; try unfold before split, cover and fuse",
+        "cover(x, 10, 9); unfold(X, x_out, x_in, r)",
+        "unfold(X, x_out, x_in, r): the copy needs a dimension for each axis that moves through "
+        "X; loops are x_out, x_in, r; expected x, r, got x_out, x_in, r",
     ),
     "unfold of what is left out": (
         lambda: window(1, 2, 4, 5, kind="omit"),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from schedule_nests import buffer, dense, kernel, load, nest, sum_of, var, window
 
+from convgen.bench.cases import Case
 from convgen.ir.interpret import difference, interpret
 from convgen.ir.nodes import Edge, Kernel, LoopKind, Op
 from convgen.passes.lower import lower
@@ -203,6 +204,31 @@ def test_rows_that_come_from_far_are_not_read_for_every_product() -> None:
     assert bytes_of_part(facts, images, {"y": 28}) == 4 * 57 * 57
 
 
+def gradient_to_taps(taps: int) -> Kernel:
+    """dW[k, c, s] = sum(n, x: dY[n, x, k] * X[n, x + s, c])."""
+    n, k, c, s, x = (var(a) for a in "nkcsx")
+    body = Op("mul", (load("dY", n, x, k), load("X", n, x + s, c)), f32)
+    return kernel(
+        (
+            buffer("dY", (4, 57, 64)),
+            buffer("X", (4, 56 + taps, 64)),
+            buffer("dW", (64, 64, taps), "output"),
+        ),
+        nest("dW", {"k": 64, "c": 64, "s": taps}, body, {"n": 4, "x": 57}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("where", "taps", "twice"),
+    [("x86-64-v3", 3, True), ("x86-64-v3", 1, False), ("x86-64-v4", 3, False)],
+)
+def test_short_iterations_that_slide_run_in_pairs(where: str, taps: int, twice: bool) -> None:
+    """Two iterations a turn where one is short and hands its window on; without a window the
+    second one's vectors would push out states, and long iterations hide the turn."""
+    schedule = str(default_schedule(gradient_to_taps(taps), target(where)))
+    assert ("unroll(x, 2)" in schedule) == twice, schedule
+
+
 def own_filters(batch: int, size: int) -> Kernel:
     """Y[n, k, y, x] = sum(c, r, s: X[n, c, y + r, x + s] * W[y, x, k, c, r, s]), 3 x 3 taps."""
     n, k, c, r, s, y, x = (var(a) for a in "nkcrsyx")
@@ -236,6 +262,21 @@ def test_what_is_read_once_is_read_in_order(where: str) -> None:
     }
     want, got = interpret(subject, arrays)["Y"], interpret(scheduled, arrays)["Y"]
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("first", "vector"), [("y x k", "c"), ("k y x", "k")])
+def test_what_stays_while_results_are_written_in_order_counts_as_near(
+    first: str, vector: str
+) -> None:
+    """A gradient to filters of every position: where the results of a position lie together, its
+    part of X is near for all k, and vectors along c make up whole runs of the result."""
+    index = ", ".join(first.split())
+    text = f"dW[{index}, c, r, s] = sum(n: dY[n, k, y, x] * X[n, c, y + r, x + s])"
+    sizes = tuple({"k": 32, "y": 32, "x": 32}[a] for a in first.split())
+    program = parse(text, dY=(8, 32, 32, 32), X=(8, 32, 34, 34), dW=(*sizes, 32, 3, 3))
+    subject, machine = lower(program), target("x86-64-v3")
+    (body,) = subject.nests()
+    assert choose(body, subject, machine).vector == vector
 
 
 def test_what_a_cache_holds_is_turned_round() -> None:
@@ -348,6 +389,23 @@ def test_filters_of_few_positions_are_read_as_they_lie(where: str) -> None:
     assert any(o.kind is LoopKind.UNROLL and o.name.startswith("k") for o in nest_.loops)
     assert parse_schedule(str(schedule)).directives == schedule.directives
     assert not difference(subject, scheduled)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride"),
+    [
+        (9, 8, 2),  # one position: lanes along channels would be lines apart in the filters
+        (6, 3, 1),  # sixteen: a copy of the filters, made ahead, is not free for all calls
+    ],
+)
+def test_filters_that_lie_as_taps_are_read_in_order(size: int, kernel: int, stride: int) -> None:
+    case = Case("few", 1, 300, size, 300, kernel, stride, 0)
+    subject = lower(case.program("forward", "nhwc"))
+    machine = replace(target("x86-64-v3"), cpu_model="AMD EPYC (family 25, model 17)")
+    schedule = default_schedule(subject, machine)
+    assert str(schedule).startswith("unfold(X, n, y, x, c, r, s); ")
+    packed = [b.name for b in schedule.apply(subject, machine).buffers if b.role == "packed"]
+    assert packed == ["X_unfolded"]
 
 
 def test_filters_of_many_positions_are_not() -> None:

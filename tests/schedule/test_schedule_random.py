@@ -27,7 +27,7 @@ from convgen.ir.nodes import Const, Expr, Kernel, Load, Op
 from convgen.ir.visit import map_expr, map_nest_exprs
 from convgen.passes.flatten import flatten
 from convgen.schedule import directives as d
-from convgen.schedule.access import in_loops, loads_of
+from convgen.schedule.access import loads_of
 from convgen.schedule.recipes import default_schedule
 from convgen.schedule.schedule import Schedule, parse_schedule
 from convgen.target import target
@@ -135,8 +135,9 @@ def random_directive(subject: Kernel, chance: random.Random) -> d.Directive:
         }
     )
     source = chance.choice(read)
-    places = [o.index for o in loads_of(body) if o.buffer == source]
-    moving = [n for n in loops if any(n in in_loops(body, i).names() for p in places for i in p)]
+    moving = sorted(
+        {n for o in loads_of(body) if o.buffer == source for i in o.index for n in i.names()}
+    )
     made: list[d.Directive] = [
         d.split(pick, chance.randint(1, max(1, extent)), chance.choice(["exact", "peel", "guard"])),
         d.cover(pick, chance.randint(1, 5), chance.randint(1, 5)),

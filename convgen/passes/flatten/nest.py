@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 from convgen.affine import Affine, Constraint
@@ -13,6 +14,7 @@ from convgen.ir.nodes import (
     Buffer,
     Expr,
     Lane,
+    Loop,
     Nest,
     Reduced,
     ReduceNode,
@@ -24,12 +26,13 @@ from convgen.ir.sums import adds_up
 from convgen.ir.visit import walk as walk_nodes
 from convgen.passes.flatten.edges import FOLDING, Elements, edge_limits, zero_limits
 from convgen.passes.flatten.emitter import Emitter
+from convgen.passes.flatten.extremes import watched
 from convgen.passes.flatten.following import straight_part
 from convgen.passes.flatten.loops import Loops, Walk, expands
 from convgen.passes.flatten.reduce import Reducing, sorted_out
 from convgen.passes.flatten.scope import LANE, Scope
 from convgen.passes.flatten.shape import Plan, Stage, first_reduce_loop, plan_of, true_extents
-from convgen.passes.flatten.states import MemoryStates, RegisterStates
+from convgen.passes.flatten.states import BlockStates, MemoryStates, RegisterStates
 from convgen.passes.flatten.values import Place, lane_ranges
 from convgen.target import Target
 
@@ -104,7 +107,12 @@ class NestWriter:
             return ()
         first = first_reduce_loop(self.nest)
         inner = [o for i, o in enumerate(self.nest.loops) if i >= first or o not in self.plan.outer]
-        moving = {o.name for o in inner if o.reduce is None or expands(o) or o.steps > 1}
+        serial = [o for o in self.plan.serial if o.steps == 1]
+        moving = {
+            o.name
+            for o in inner
+            if (o.reduce is None and o not in serial) or expands(o) or o.steps > 1
+        }
         moving |= {o.base for o in inner if o.segments}
 
         def moves(index: Affine) -> bool:
@@ -126,16 +134,21 @@ class NestWriter:
     # -- structure -----------------------------------------------------------------------------
 
     def _reducing(self, number: int, node: ReduceNode) -> Reducing:
-        stage = self.plan.stages[number]
+        stage, combiner = self.plan.stages[number], node.combiner
         if stage.in_memory:
             stem = self.room.fresh(f"{self.nest.name}_state")
             around = tuple(one for one in stage.serial if one.reduce is None) + stage.chunked
-            states = MemoryStates(self.loops, node.combiner, stage.tile, around, stem)
+            states = MemoryStates(self.loops, combiner, stage.tile, around, stem)
             for buffer in states.buffers:
                 self.room.add_buffer(buffer)
+            if stage.inside:
+                held = RegisterStates(self.loops, node.combiner, stage.tile)
+                states = BlockStates(states, held)
         else:
-            states = RegisterStates(self.loops, node.combiner, stage.tile)
-        return Reducing(self.loops, node, states, stage.tile, stage.factored, stage.chunked)
+            combiner = watched(node.combiner, self.room.target)
+            states = RegisterStates(self.loops, combiner, stage.tile)
+        parts = (stage.tile, stage.factored, stage.chunked)
+        return Reducing(self.loops, node, combiner, states, *parts)
 
     def write(self, scope: Scope) -> None:
         """The whole nest, inside the scope of what contains it."""
@@ -213,17 +226,41 @@ class NestWriter:
             skips=(*skips, *self._halos(members[0].node)),
             attached=self._attached,
         )
-        straight = straight_part(stage.serial, members[0].node, members[0].values.axes)
+        if not stage.in_memory or not stage.inside:
+            self._elements(stage.serial, members, stage, scope, job)
+            return
+
+        def block(inside: Scope) -> None:
+            with ExitStack() as held:
+                for reducing in members:
+                    if isinstance(reducing.states, BlockStates):
+                        held.enter_context(reducing.states.block(inside))
+                self._elements(stage.inside, members, stage, inside, job)
+
+        later = (*stage.inside, *stage.tile.loops)
+        self.loops.walk(stage.around, scope, replace(job, leaf=block, later=later))
+
+    def _elements(
+        self,
+        loops: tuple[Loop, ...],
+        members: Sequence[Reducing],
+        stage: Stage,
+        scope: Scope,
+        job: Walk,
+    ) -> None:
+        """The loops of a stage that are left, with their elements inside."""
+        straight = straight_part(loops, members[0].node, members[0].values.axes)
         if not straight:
-            self.loops.walk(stage.serial, scope, job)
+            self.loops.walk(loops, scope, job)
             return
 
         def ordered(inside: Scope) -> None:
-            tests = tuple(dict.fromkeys((*guards[0], *skips)))
+            tests = (*self._guards(members[0].node), *self._skips(members[0].node))
+            tests = tuple(dict.fromkeys(tests))
             if not members[0].combine_in_order(tests, straight, inside):
                 self.loops.walk(straight, inside, job)
 
-        rest = stage.serial[: len(stage.serial) - len(straight)]
+        rest = loops[: len(loops) - len(straight)]
         later = (*straight, *stage.tile.loops)
         self.loops.walk(rest, scope, replace(job, leaf=ordered, later=later))
 

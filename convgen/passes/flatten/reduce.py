@@ -8,6 +8,7 @@ from itertools import groupby
 
 from convgen.affine import Affine, Constraint
 from convgen.ir.nodes import (
+    Combiner,
     Const,
     Expr,
     Index,
@@ -60,6 +61,7 @@ class Reducing:
         self,
         loops: Loops,
         node: ReduceNode,
+        combiner: Combiner,
         states: States,
         tile: Tile,
         factored: Sequence[Loop],
@@ -69,6 +71,7 @@ class Reducing:
         self.values = loops.values
         self.emitter = loops.emitter
         self.node = node
+        self.combiner = combiner
         self.states = states
         self.tile = tile
         self.factored = tuple(factored)
@@ -109,10 +112,23 @@ class Reducing:
         if product is not None:
             self._add_product(product, place)
             return
+        if self.combiner.step:
+            self._step(place)
+            return
         lifted = self._lifted(place)
         old = self.states.read(scope)
         with self.emitter.forgetting():
             self.states.write(scope, self._masked(mask, self._combined(old, lifted), old))
+
+    def _step(self, place: Place) -> None:
+        """The element combined into the state as the combiner says."""
+        element = self.values.of(self.node.body, place)
+        old = self.states.read(place.scope)
+        params = {"v": self.values.wide(element, old[0].lanes)}
+        inside = Place(Scope(), params=params | {f"a{i}": s for i, s in enumerate(old)})
+        with self.emitter.forgetting():
+            new = [self.values.of(one, inside) for one in self.combiner.step]
+            self.states.write(place.scope, self._masked(place.mask, new, old))
 
     def _foreign_lanes(self, scope: Scope) -> Conditions:
         """Keeps off the lanes that hold states of a longer segment of a factored loop."""
@@ -125,7 +141,7 @@ class Reducing:
 
     def _product(self) -> Op | None:
         """The product that the only state component adds up, if it does that."""
-        combiner, element = self.node.combiner, self.node.body
+        combiner, element = self.combiner, self.node.body
         if not adds_up(combiner) or not combiner.dtypes[0].is_float:
             return None
         if not isinstance(element, Op) or element.name != "mul":
@@ -150,7 +166,7 @@ class Reducing:
 
     def _lifted(self, place: Place) -> list[Expr]:
         """The state of one element."""
-        combiner = self.node.combiner
+        combiner = self.combiner
         element = self.values.of(self.node.body, place)
         params = {"v": element}
         if any(_mentions(one, "p") for one in combiner.lift):
@@ -162,7 +178,7 @@ class Reducing:
         params = {f"a{i}": s for i, s in enumerate(left)}
         params |= {f"b{i}": s for i, s in enumerate(right)}
         place = Place(Scope(), params=params)
-        return [self.values.of(c, place) for c in self.node.combiner.combine]
+        return [self.values.of(c, place) for c in self.combiner.combine]
 
     def _masked(self, mask: Expr | None, new: Sequence[Expr], old: Sequence[Expr]) -> list[Expr]:
         if mask is None:
@@ -180,7 +196,7 @@ class Reducing:
         """The projected results at a position of the output tile."""
         state = self._joined(scope) if self.factored or self.chunked else self.states.read(scope)
         place = Place(scope, params={f"a{i}": s for i, s in enumerate(state)})
-        return [self.values.of(p, place) for p in self.node.combiner.project]
+        return [self.values.of(p, place) for p in self.combiner.project]
 
     def _joined(self, scope: Scope) -> list[Expr]:
         """The states of all factored iterations, combined in loop order."""
@@ -188,7 +204,7 @@ class Reducing:
             self.tile.vector if any(one.name == self.tile.vector for one in self.factored) else ""
         )
         lanes = 1 if vector else scope.lanes
-        combiner = self.node.combiner
+        combiner = self.combiner
         total = [Register(self.emitter.register("total"), d, lanes) for d in combiner.dtypes]
         for register, identity in zip(total, combiner.identity, strict=True):
             self.emitter.set(register, Const(identity.value, register.dtype, lanes))
@@ -212,7 +228,7 @@ class Reducing:
         """
         found: list[list[Expr]] = []
         whole: list[Expr] | None = None
-        free = self.node.combiner.commutative and self.node.combiner.associative
+        free = self.combiner.commutative and self.combiner.associative
         for position in positions(tile, scope):
             state = self.states.read(position)
             if not scalars:

@@ -19,13 +19,20 @@ Note = Callable[[str], None]
 class Stage:
     """One reduce: `serial` loops in order, `tile` the expanded ones (the output's and factored
     reduce loops), `factored` those of the tile that are reduce loops, `chunked` the serial reduce
-    loops with states of their own."""
+    loops with states of their own. `in_memory`: loops move from one state to another. `inside`:
+    the last of the serial loops, during which the states of one tile are held in registers."""
 
     serial: tuple[Loop, ...]
     tile: Tile
     factored: tuple[Loop, ...]
     chunked: tuple[Loop, ...]
     in_memory: bool
+    inside: tuple[Loop, ...]
+
+    @property
+    def around(self) -> tuple[Loop, ...]:
+        """The serial loops before those inside."""
+        return self.serial[: len(self.serial) - len(self.inside)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +63,7 @@ def plan_of(nest: Nest, target: Target, buffers: Mapping[str, Buffer], note: Not
     vectors = [one.name for one in nest.loops if one.kind is LoopKind.VECTOR and not one.segments]
     chosen = [v for v in vectors if nest.loop(v).reduce is None][-1:]
     vector = chosen[0] if chosen else ""
-    carried = any(r.carried for r in nest.reduces)
-    expanded = tuple(one for one in inner if expands(one) or carried)
+    expanded = tuple(one for one in inner if is_in_tile(nest, one))
     serial = tuple(one for one in inner if one not in expanded)
     tile = Tile(expanded, vector, lanes)
     stages = tuple(
@@ -92,7 +98,15 @@ def _stage(
     crowded = not node.carried and positions_of(whole) > 2 * target.vector_registers
     nested = any(not expands(one) for one in own)
     in_memory = bool(output or chunked) or (crowded and nested)
-    return Stage(serial, whole, factored, chunked, in_memory)
+    moving = [i for i, one in enumerate(serial) if one in output or one in chunked]
+    inside = serial[max(moving, default=-1) + 1 :] if node.carried else ()
+    return Stage(serial, whole, factored, chunked, in_memory, inside)
+
+
+def is_in_tile(nest: Nest, loop: Loop) -> bool:
+    """True for an output loop behind the first reduce loop that becomes straight-line code: one
+    of a single iteration too where states are held in registers."""
+    return expands(loop) or (iterations(loop) == 1 and any(r.carried for r in nest.reduces))
 
 
 def first_reduce_loop(nest: Nest) -> int:
@@ -132,11 +146,10 @@ def iterations(loop: Loop) -> int:
 def statements(nest: Nest, lanes: int) -> int:
     """About how many statements the straight-line code of a tile has."""
     first = first_reduce_loop(nest)
-    carried = any(r.carried for r in nest.reduces)
     expanded = tuple(
         one
         for i, one in enumerate(nest.loops)
-        if one.reduce is None and (expands(one) or (carried and i > first))
+        if one.reduce is None and (expands(one) or (i > first and is_in_tile(nest, one)))
     )
     vector = next((one.name for one in reversed(nest.loops) if one.kind is LoopKind.VECTOR), "")
     tile = positions_of(Tile(expanded, vector, lanes))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -151,3 +152,35 @@ class MemoryStates:
             wide = widen(value, lanes)
             stride = 1 if lanes > 1 else 0
             self.emitter.add(Store(buffer.name, where, stride, wide, lanes))
+
+
+class BlockStates:
+    """States in memory of which those of one tile are held in registers during a block: the reduce
+    loops inside the loops that move from tile to tile."""
+
+    def __init__(self, memory: MemoryStates, registers: RegisterStates) -> None:
+        self.memory = memory
+        self.registers = registers
+        self.held = False
+
+    def start(self, scope: Scope) -> None:
+        self.memory.start(scope)
+
+    @contextmanager
+    def block(self, scope: Scope) -> Iterator[None]:
+        """Load the states of the tile, store them at the end."""
+        tile = self.registers.tile
+        self.registers.start(scope)
+        for position in positions(tile, scope):
+            self.registers.write(position, self.memory.read(position))
+        self.held = True
+        yield
+        self.held = False
+        for position in positions(tile, scope):
+            self.memory.write(position, self.registers.read(position))
+
+    def read(self, scope: Scope) -> list[Expr]:
+        return (self.registers if self.held else self.memory).read(scope)
+
+    def write(self, scope: Scope, state: Sequence[Expr]) -> None:
+        (self.registers if self.held else self.memory).write(scope, state)

@@ -10,7 +10,7 @@ from math import inf, nan
 
 from convgen.passes.math import coefficients as table
 from convgen.passes.math.values import Value
-from convgen.types import DType, f32, f64, i32
+from convgen.types import f32, f64, i32
 
 _LOG2_E = 1.4426950408889634
 _POLYNOMIALS = {
@@ -25,11 +25,6 @@ def _polynomial(x: Value, which: int) -> Value:
     return x.polynomial(_POLYNOMIALS[x.dtype][which].coefficients)
 
 
-def _power_of_two(exponent: Value, dtype: DType, bias: int, mantissa: int) -> Value:
-    """2**exponent for an integer exponent of a normal number."""
-    return ((exponent + bias) << mantissa).as_float(dtype)
-
-
 def _copy_sign(magnitude: Value, sign: Value) -> Value:
     """The magnitude with the sign bit of the other; magnitude >= 0 or NaN."""
     form = magnitude.format
@@ -41,7 +36,8 @@ def _exp_bounded(high: Value, low: Value | None = None) -> Value:
     """e**(high + low) for arguments within `Format.underflow` - 1 .. `overflow` + 1, or NaN.
 
     high + low = n log 2 + r, |r| <= log(2)/2; e**r = 1 + r + r^2 P(r), scaled by 2**n in two steps
-    so that subnormal results are rounded once and overflow gives infinity.
+    so that subnormal results are rounded once and overflow gives infinity. The low bits of
+    n + magic are n, and stand one place below the exponent after the shift.
     """
     form = high.format
     scaled = high.times_plus(_LOG2_E, form.magic)
@@ -49,18 +45,16 @@ def _exp_bounded(high: Value, low: Value | None = None) -> Value:
     r = n.times_plus(-form.log2_low, n.times_plus(-form.log2_high, high))
     if low is not None:
         r = r + low
-    value = (r * r).times_plus(_polynomial(r, _EXP), r) + 1
-    exponent = scaled.bits() - _magic_bits(form.mantissa)
-    half = exponent >> 1
-    for part in (half, exponent - half):
-        value = value * _power_of_two(part, high.dtype, form.bias, form.mantissa)
-    return value
-
-
-def _magic_bits(mantissa: int) -> int:
-    """The bits of 1.5 * 2**mantissa as an integer."""
-    bias = 127 if mantissa == 23 else 1023
-    return ((bias + mantissa) << mantissa) + (1 << (mantissa - 1))
+    square = r * r
+    coefficients = _POLYNOMIALS[r.dtype][_EXP].coefficients
+    grown = square.times_plus(r.polynomial_by_pairs(coefficients, square), r)
+    shifted = scaled.bits() << (form.mantissa - 1)
+    half = shifted & (-1 << form.mantissa)
+    first, second = (
+        (part + (form.bias << form.mantissa)).as_float(high.dtype)
+        for part in (half, shifted - half + shifted)
+    )
+    return grown.times_plus(first, first) * second
 
 
 def exp(x: Value) -> Value:

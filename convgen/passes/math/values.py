@@ -203,5 +203,17 @@ class Value:
             total = total.times_plus(self, coefficient)
         return total
 
+    def polynomial_by_pairs(self, coefficients: Sequence[float], square: Value) -> Value:
+        """The same with self**2 given, of pairs of terms that do not wait for one another: as many
+        operations, of which about half follow one another."""
+        pairs = [
+            self.times_plus(high, low)
+            for low, high in zip(coefficients[::2], coefficients[1::2], strict=True)
+        ]
+        total = pairs[-1]
+        for pair in reversed(pairs[:-1]):
+            total = total.times_plus(square, pair)
+        return total
+
 
 Operand = Value | float | int

@@ -242,6 +242,12 @@ class Carry(Directive):
     before   for c: for x_in: acc[x_in] += ...   (states in memory)
     after    s0 s1 .. = 0; for c: s0 += ..; s1 += ..; ..; store s0, s1, ..
 
+    Output loops may run inside reduce loops where other reduce loops run inside them. The states
+    lie in memory then; those of one tile are in registers during the loops inside.
+
+    before   for n: for k_out: for x: acc[k_out][k_in] += ...
+    after    acc = 0; for n: for k_out: s0 .. = acc[k_out]; for x: s0 += ..; ..; acc[k_out] = s0 ..
+
     carry(follow=X): the points of the tile and of the innermost unrolled reduce loops run in the
     order of the elements of X that they read; each state meets its elements in the same order as
     before. Where a window slides along X, one vector of X is live at a time then.

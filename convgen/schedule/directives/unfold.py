@@ -1,4 +1,4 @@
-"""unfold: a copy of an operand with a dimension for each loop that moves through it."""
+"""unfold: a copy of an operand with a dimension for each axis that moves through it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import ClassVar
 from convgen.affine import Affine
 from convgen.ir.nodes import Buffer, Expr, Kernel, Layout, Load, Nest, Phase
 from convgen.ir.visit import map_expr, map_nest_exprs
-from convgen.schedule.access import in_loops, loads_of
+from convgen.schedule.access import loads_of
 from convgen.schedule.directives.base import (
     Directive,
     Value,
@@ -25,7 +25,7 @@ from convgen.target import Target
 
 @dataclass(frozen=True)
 class Unfold(Directive):
-    """unfold(X, y, x, c, r): read a copy of X that has a dimension for each of these loops, in
+    """unfold(X, y, x, c, r): read a copy of X that has a dimension for each of these axes, in
     their order; the last one is contiguous.
 
     before   Y[y, x] += X[2*y + r, x, c] * ..     after   X_unfolded[y, x, c, r] = X[2*y + r, x, c]
@@ -35,16 +35,16 @@ class Unfold(Directive):
     dimensions makes contiguous become so, and can be fused. What lies outside X is written into
     the copy. The copying is a phase before the nest.
     Legal: an operand that the nest reads at one place, not where an element is left out, and does
-    not write; all loops that move through it, each of them a whole axis; no guards.
+    not write; all axes that move through it; no guards.
     Elsewhere: im2col, unfold (torch), tensor unrolling; Halide's compute_at of a gathered stage.
     """
 
     buffer: str
-    loops: tuple[str, ...]
+    axes: tuple[str, ...]
     keyword: ClassVar[str] = "unfold"
 
     def arguments(self) -> tuple[Sequence[Value], dict[str, Value]]:
-        return (self.buffer, *self.loops), {}
+        return (self.buffer, *self.axes), {}
 
     def check_nest(self, nest: Nest, kernel: Kernel, target: Target) -> None:
         reads = [o for o in loads_of(nest) if o.buffer == self.buffer]
@@ -77,36 +77,27 @@ class Unfold(Directive):
                 expected="a nest without guards",
                 got="guards or attached nests",
             )
-        self._check_loops(nest, reads[0])
+        self._check_axes(nest, reads[0])
 
-    def _check_loops(self, nest: Nest, load: Load) -> None:
-        moving = {n for index in load.index for n in in_loops(nest, index).names()}
-        if set(self.loops) != moving or len(set(self.loops)) != len(self.loops):
+    def _check_axes(self, nest: Nest, load: Load) -> None:
+        moving = {n for index in load.index for n in index.names()}
+        if set(self.axes) != moving or len(set(self.axes)) != len(self.axes):
             self.refuse(
                 nest,
-                f"the copy needs a dimension for each loop that moves through {self.buffer}",
-                expected=", ".join(o.name for o in nest.loops if o.name in moving),
-                got=", ".join(self.loops),
+                f"the copy needs a dimension for each axis that moves through {self.buffer}",
+                expected=", ".join(axis for axis, _ in nest.axes if axis in moving),
+                got=", ".join(self.axes),
             )
-        for name in self.loops:
-            self.loop(nest, name)
-            if not axis_of_loop(nest, name):
-                self.refuse(
-                    nest,
-                    f"{name} is a part of an axis",
-                    expected="loops that are whole axes",
-                    got=name,
-                    hint="unfold before split, cover and fuse",
-                )
 
     def rewrite(self, nest: Nest, kernel: Kernel, target: Target) -> Kernel:
         source = kernel.buffer(self.buffer)
         load = next(o for o in loads_of(nest) if o.buffer == self.buffer)
         name = fresh_name(f"{self.buffer}_unfolded", [b.name for b in kernel.buffers])
-        shape = tuple(nest.loop(loop).extent for loop in self.loops)
+        ranges = {axis: (low, high) for axis, low, high in nest.ranges}
+        shape = tuple(ranges[a][1] - ranges[a][0] for a in self.axes)
         copy = Buffer(name, source.dtype, shape, Layout.rowmajor(len(shape)), "packed")
-        dims = {loop: Affine.of(f"i{d}") for d, loop in enumerate(self.loops)}
-        index = tuple(in_loops(nest, i).substitute(dims) for i in load.index)
+        dims = {a: Affine.of(f"i{d}") + ranges[a][0] for d, a in enumerate(self.axes)}
+        index = tuple(i.substitute(dims) for i in load.index)
         phase = fresh_name(f"unfold_{self.buffer}", [n.name for n in all_nests(kernel)])
         body = unfolding_nest(phase, source, copy, replace(load, index=index), target)
         place = next(
@@ -116,7 +107,7 @@ class Unfold(Directive):
         )
         phases = (*kernel.phases[:place], Phase(phase, (body,)), *kernel.phases[place:])
         kernel = replace(kernel, buffers=(*kernel.buffers, copy), phases=phases)
-        own = tuple(_place(nest, loop) for loop in self.loops)
+        own = tuple(Affine.of(a) - ranges[a][0] for a in self.axes)
         read = Load(name, own, (None,) * len(own), source.dtype)
 
         def change(expr: Expr) -> Expr:
@@ -126,20 +117,6 @@ class Unfold(Directive):
         return replace_nest(set_grain(kernel, phase), nest.name, after)
 
 
-def unfold(buffer: str, *loops: str, nest: str = "") -> Unfold:
+def unfold(buffer: str, *axes: str, nest: str = "") -> Unfold:
     """See Unfold."""
-    return Unfold(buffer, tuple(loops), nest=nest)
-
-
-def axis_of_loop(nest: Nest, name: str) -> str:
-    """The axis that a loop is, up to where it starts; "" for one that is a part or several."""
-    for axis, value in nest.axes:
-        if value.without(name) == Affine((), value.constant) and value.coefficient(name) == 1:
-            return axis
-    return ""
-
-
-def _place(nest: Nest, name: str) -> Affine:
-    """A loop's variable over axes."""
-    axis = axis_of_loop(nest, name)
-    return Affine.of(axis) - dict(nest.axes)[axis].constant
+    return Unfold(buffer, tuple(axes), nest=nest)
