@@ -27,7 +27,7 @@ from convgen.schedule.reuse import (
 )
 from convgen.schedule.sharing import is_crowded, share_of_loads, share_outside, turn_cycles
 from convgen.schedule.skipping import LONG, share_inside
-from convgen.schedule.tiles import Candidate, chunks_of, mean_height, run_of, tile_count
+from convgen.schedule.tiles import Candidate, chunks_of, is_masked, mean_height, run_of, tile_count
 
 # Weights that no machine differs in.
 OVERLAP = 0.08  # share of the hidden work that still shows
@@ -213,6 +213,7 @@ def tile_cycles(
             written_out |= shared < 1.0
             if candidate.vector in operand.shifted:
                 times *= 1.0 + facts.lanes * operand.bytes / 128  # most cross a line
+                times *= 1 + is_masked(facts, candidate.vector)
             step = operand.steps[candidate.vector] or None if packed else stride
             fetched += times * shared * gather_cost(facts, step, machine)
             rate = _bandwidth(facts, operand, candidate, machine)

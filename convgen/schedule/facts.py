@@ -55,12 +55,14 @@ class Operand:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What the score of a candidate needs to know of a nest. order: the reduce loops, the one
-    that runs fastest first, windows last; bytes: of what is stored."""
+    that runs fastest first, windows last; bytes: of what is stored; wide_masks: the mask of a
+    load is a vector."""
 
     nest: Nest
     operands: tuple[Operand, ...]
     lanes: int
     registers: int
+    wide_masks: bool
     states: int
     operations: float
     epilogue: float
@@ -104,6 +106,7 @@ def facts_of(nest: Nest, kernel: Kernel, target: Target) -> Facts:
         operands=operands,
         lanes=lanes,
         registers=target.vector_registers - 2,
+        wide_masks=target.vector_bits < 512,
         states=_states(nest),
         operations=float(operations),
         epilogue=float(epilogue),

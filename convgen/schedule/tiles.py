@@ -35,7 +35,7 @@ def tiles(facts: Facts, vector: str, vectors: int) -> Iterator[Tile]:
     """Tiles for a vector loop that takes so many vectors: none; parts of one output loop; of two
     that slide along one operand; short ones as a whole with parts of another."""
     yield ()
-    room = (facts.registers - vectors) // (vectors * max(1, facts.states))
+    room = (free_registers(facts, vector) - vectors) // (vectors * max(1, facts.states))
     if not facts.reduces or room < 2:
         return
     others = {n: e for n, e in facts.outputs.items() if n != vector and e > 1}
@@ -71,8 +71,22 @@ def room_beside(facts: Facts, vector: str, vectors: int, whole: Tile, name: str)
         if operand.body and vector in operand.strides and name not in operand.strides:
             along = math.prod(max(sizes) for n, sizes in whole if n in operand.strides)
             kept = max(kept, vectors * along)
-    free = facts.registers + 1 - kept  # one of the two left free holds the other operand
-    return min(free, facts.registers - vectors) // (vectors * size * max(1, facts.states))
+    registers = free_registers(facts, vector)
+    free = registers + 1 - kept  # one of the two left free holds the other operand
+    return min(free, registers - vectors) // (vectors * size * max(1, facts.states))
+
+
+def free_registers(facts: Facts, vector: str) -> int:
+    """Those for states and operands, beside the mask of a partly used vector."""
+    return facts.registers - is_masked(facts, vector)
+
+
+def is_masked(facts: Facts, vector: str) -> bool:
+    """True where a partly used vector slides along an operand and the mask of its loads is a vector
+    too."""
+    rest = facts.outputs.get(vector, 0) % facts.lanes
+    slides = any(o.body and vector in o.shifted for o in facts.operands)
+    return bool(rest & (rest - 1)) and slides and facts.wide_masks
 
 
 def heights(extent: int, largest: int, parts: int = 2) -> list[tuple[int, ...]]:

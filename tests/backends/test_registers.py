@@ -91,10 +91,10 @@ class Sum:
         return self.hot.loads * self.states <= self.operands * self.hot.fma
 
 
-def sums_of(case: str, which: str, dtype: DType, where: str) -> Iterator[Sum]:
+def sums_of(case: str, which: str, dtype: DType, where: str, layout: str = "nhwc") -> Iterator[Sum]:
     """Every nest of a kernel whose hot loop holds multiply-adds of its tile."""
     machine = target(where)
-    stages = pipeline.build_stages(CASES[case].program(which, "nhwc", dtype), None, machine)
+    stages = pipeline.build_stages(CASES[case].program(which, layout, dtype), None, machine)
     artifact = llvm.compile_kernel(stages.flat, machine)
     texts = assembly.functions(artifact.asm)
     symbols = {e.phase: e.symbol for e in artifact.entries}
@@ -168,6 +168,13 @@ def test_no_spills_and_few_loads(case: str, which: str, where: str, dtype: DType
     for one in found:
         assert one.hot.fma >= min(12, one.states), one
         assert one.keeps, one
+
+
+@pytest.mark.parametrize(("where", "dtype"), LEVELS)
+def test_masks_leave_room_for_the_states(where: str, dtype: DType) -> None:
+    """Seven taps side by side fill no vector."""
+    found = list(sums_of("res1", "weights", dtype, where, "nchw"))
+    assert found and all(one.hot.spills == 0 for one in found), found
 
 
 @pytest.mark.full

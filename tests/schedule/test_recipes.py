@@ -21,6 +21,7 @@ from convgen.schedule.normalize import backward_windows
 from convgen.schedule.recipes import candidates, choose, default_schedule
 from convgen.schedule.reuse import bytes_of_part, fresh_vectors, is_read_once
 from convgen.schedule.schedule import parse_schedule
+from convgen.schedule.tiles import free_registers
 from convgen.symbolic.parse import parse
 from convgen.target import target
 from convgen.types import f32
@@ -227,6 +228,19 @@ def test_short_iterations_that_slide_run_in_pairs(where: str, taps: int, twice: 
     second one's vectors would push out states, and long iterations hide the turn."""
     schedule = str(default_schedule(gradient_to_taps(taps), target(where)))
     assert ("unroll(x, 2)" in schedule) == twice, schedule
+
+
+@pytest.mark.parametrize(
+    ("where", "taps", "left"),
+    [("x86-64-v3", 7, 13), ("x86-64-v3", 4, 14), ("x86-64-v3", 9, 14), ("x86-64-v4", 7, 30)],
+)
+def test_a_mask_that_is_a_vector_takes_a_register(where: str, taps: int, left: int) -> None:
+    """Of a window of seven taps in eight lanes; four taps are a short vector, nine are one and a
+    single one; with sixteen lanes masks have registers of their own."""
+    subject, machine = gradient_to_taps(taps), target(where)
+    facts = facts_of(next(subject.nests()), subject, machine)
+    assert free_registers(facts, "s") == left
+    assert free_registers(facts, "k") == machine.vector_registers - 2
 
 
 def own_filters(batch: int, size: int) -> Kernel:
