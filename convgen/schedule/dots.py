@@ -27,9 +27,9 @@ from convgen.target import Target
 
 ROWS = 8  # of one operand in a tile
 LONG = 4  # vectors from which a row is worth a tile
-UNFOLDED = 2.0  # cycles per element of a copy with a dimension for each loop
-SHORT = 4.5  # the same where less than a vector of them lies side by side in the operand
-PHASE = 30_000  # cycles that one more phase takes
+UNFOLDED = 1.2  # cycles per element of a copy with a dimension for each axis, moved in squares
+SHORT = 4.5  # the same where the squares are not whole
+PHASE = 40_000  # cycles that one more phase takes
 GAIN = 0.9  # of the cycles that a copy may leave: what it takes is known roughly
 HIDDEN = 0.15  # share of the hidden work of a tile that still shows
 HELD = (0.5, 0.85, 0.5)  # shares of the caches in which rows stay that are swept again and again
@@ -167,7 +167,7 @@ def unfolded(
     extents = {**facts.outputs, **facts.reduces}
     outputs = [n for n in facts.outputs if n in other.strides]
     copied = math.prod(extents[n] for n in (*outputs, *order))
-    copying = copied * (UNFOLDED if _has_vectors(facts, other) else SHORT) + PHASE
+    copying = copied * (UNFOLDED if _in_squares(facts, other, order) else SHORT) + PHASE
     work = math.prod(extents.values()) * facts.operations / facts.lanes / machine.fma_rate
     if work + copying >= least or copied * other.bytes > STAYS[2] * facts.l3:
         return None
@@ -183,10 +183,11 @@ def unfolded(
     return directives, replace(best, cycles=best.cycles + copying)
 
 
-def _has_vectors(facts: Facts, operand: Operand) -> bool:
-    """True for an operand of which a loop walks a vector at least."""
+def _in_squares(facts: Facts, operand: Operand, order: list[str]) -> bool:
+    """True where an operand and its copy, along the last loop of the order, have whole vectors."""
     extents = {**facts.outputs, **facts.reduces}
-    return any(step == 1 and extents[n] >= facts.lanes for n, step in operand.strides.items())
+    near = any(step == 1 and extents[n] >= facts.lanes for n, step in operand.strides.items())
+    return near and extents[order[-1]] >= facts.lanes
 
 
 def _unfolding(

@@ -116,10 +116,10 @@ def test_maps_and_windows_have_predictions(text: str, shape: int | tuple[int, ..
 def test_the_choice_is_read_off_an_unfolded_nest() -> None:
     """One loop for channels and taps, as the schedule has it; the copy has a row of its own."""
     text = "Y[n, k, y, x] = sum(c, r, s: X[n, c, y + r, x + s] * W[k, c, r, s])"
-    before = lower(cg.parse(text, X=(1, 24, 8, 8), W=(96, 24, 7, 7)))
+    before = lower(cg.parse(text, X=(1, 24, 9, 9), W=(96, 24, 8, 8)))
     after = scheduled(before, "x86-64-v3")
-    assert after.buffer("X_unfolded").shape == (1, 2, 2, 24, 7, 7)
+    assert after.buffer("X_unfolded").shape == (1, 2, 2, 24, 8, 8)
     copy, nest = predict(after, target("x86-64-v3"))
     assert (copy.nest, copy.bound, nest.nest) == ("unfold_X", "copying", "Y")
     assert list(nest.parts)[0] == "lanes of a sum" and 0 < nest.share_of_peak < 1
-    assert copy.bytes == 2 * 4 * 4 * 24 * 49
+    assert copy.bytes == 2 * 4 * 4 * 24 * 64

@@ -394,7 +394,7 @@ def test_a_sum_over_channels_reads_an_element_for_many_outputs_windows_alone_do_
 def test_filters_of_few_positions_are_read_as_they_lie(where: str) -> None:
     """Lanes along the sum over channels and taps, as one loop; the data unfolded, the filters not
     copied; a tile of filters and positions."""
-    subject, machine = window(1, 24, 96, 8, 7, 0, 1), target(where)
+    subject, machine = window(1, 24, 96, 9, 8, 0, 1), target(where)
     schedule = default_schedule(subject, machine)
     scheduled = schedule.apply(subject, machine)
     (nest_,) = [n for n in scheduled.nests() if n.name == "Y"]
