@@ -19,11 +19,13 @@ from convgen.schedule.reuse import (
     PAGE,
     brought_with,
     bytes_of_part,
+    came_along,
     crowd,
     distance,
     distinct_rows,
     fresh_vectors,
     is_read_once,
+    torn,
 )
 from convgen.schedule.sharing import is_crowded, share_of_loads, share_outside, turn_cycles
 from convgen.schedule.skipping import LONG, share_inside
@@ -225,6 +227,10 @@ def tile_cycles(
                 streamed += vectors * differ * lines_of_gather(facts, operand, candidate, machine)
             if is_read_once(facts, operand):
                 fresh = shared * math.prod(tile[name] for name in along)
+                fresh /= came_along(facts, operand, tile)
+            if not packed:
+                part = {candidate.vector: candidate.width, **{n: max(c) for n, c in candidate.tile}}
+                fresh *= torn(facts, operand, part, candidate.vector)
             streamed += vectors * facts.lanes * operand.bytes * fresh * differ / rate
         fetched += times * shared
         if operand.edged and not packed:

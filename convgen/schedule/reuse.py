@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from convgen.schedule.facts import Facts, Operand
 
+LONG = 16  # iterations of a reduce loop that is no window
 LINE, PAGE = 64, 4096  # bytes of a cache line, of a page (and of one way of the first cache)
 
 
@@ -78,6 +79,31 @@ def is_read_once(facts: Facts, operand: Operand) -> bool:
     moving = [n for n, extent in facts.outputs.items() if extent > 1]
     points = math.prod(facts.outputs.values())
     return all(n in operand.strides for n in moving) and points <= 1.25 * operand.elements
+
+
+def came_along(facts: Facts, operand: Operand, tile: Mapping[str, float]) -> float:
+    """How often the iterations of a long reduce loop that slides a tile along find an element
+    again: all but the step that the loop takes was there before."""
+    times, fastest = 1.0, facts.order[0]
+    for window in operand.windows:
+        outs = [n for n in window if n in tile]
+        if len(outs) == 1 and fastest in window and facts.reduces[fastest] > LONG:
+            step = max(1.0, window[fastest] / max(1, window[outs[0]]))
+            times *= max(1.0, tile[outs[0]] / step)
+    return times
+
+
+def torn(facts: Facts, operand: Operand, part: Mapping[str, int], vector: str) -> float:
+    """How much the lines are that a tile touches for each byte that it wants of them, where the
+    rest of a line is not wanted before all of a long reduce is done."""
+    run = part[vector] * operand.bytes
+    lines = -(-run // LINE) * LINE / run
+    step = operand.strides.get(facts.order[0], 0)
+    apart = operand.strides.get(vector) == 1 and (step is None or abs(step) * operand.bytes >= LINE)
+    if lines == 1.0 or not apart or facts.outputs.get(vector, 1) <= part[vector]:
+        return 1.0
+    whole = {n: part.get(n, 1) for n in facts.outputs}
+    return lines if lines * bytes_of_part(facts, operand, whole) > facts.l1 else 1.0
 
 
 def distance(stride: int | None, size: int) -> float:

@@ -21,7 +21,7 @@ from convgen.schedule.normalize import backward_windows
 from convgen.schedule.recipes import candidates, choose, default_schedule
 from convgen.schedule.reuse import bytes_of_part, fresh_vectors, is_read_once
 from convgen.schedule.schedule import parse_schedule
-from convgen.schedule.tiles import free_registers
+from convgen.schedule.tiles import Candidate, free_registers
 from convgen.symbolic.parse import parse
 from convgen.target import target
 from convgen.types import f32
@@ -291,6 +291,21 @@ def test_what_stays_while_results_are_written_in_order_counts_as_near(
     subject, machine = lower(program), target("x86-64-v3")
     (body,) = subject.nests()
     assert choose(body, subject, machine).vector == vector
+
+
+def test_vectors_fill_the_lines_that_a_long_sum_brings() -> None:
+    """Channels of their own, 3 x 3 taps, summed over an image beyond the first cache: half lines
+    would come twice; where all of it stays near they may."""
+
+    def chosen(size: int) -> Candidate:
+        text = "dW[g, r, s] = sum(y, x: dY[y, x, g] * X[2*y + r, 2*x + s, g])"
+        shapes = {"dY": (size, size, 64), "X": (2 * size + 1, 2 * size + 1, 64)}
+        subject = lower(parse(text, dW=(64, 3, 3), **shapes))
+        (body,) = subject.nests()
+        return choose(body, subject, target("x86-64-v3"))
+
+    assert (chosen(56).vector, chosen(56).width) == ("g", 16)
+    assert (chosen(6).vector, chosen(6).width) == ("g", 8)
 
 
 def test_what_a_cache_holds_is_turned_round() -> None:
