@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from convgen.schedule.access import vector_count
+from convgen.schedule.blocks import all_packed, block_cycles, blocks_of, streamed_cycles
 from convgen.schedule.copies import first_of, pack_choices, pack_cycles
 from convgen.schedule.facts import Facts, Operand
 from convgen.schedule.machine import STAYS, Machine, level_of, rates_for
@@ -37,6 +38,7 @@ WORTH_SHARING = 50_000  # cycles below which one worker is enough
 FAR = 4.0  # cycles of a store to a page of its own; half of it to a line
 CODE = 5e-4  # what a statement of the tile adds: equal candidates are told apart by size
 L1_WAYS = 8
+DOUBT = 1.025  # blocks are taken where they are clearly better
 STARTED = 8  # cycles of the loops around a tile, for each tile
 
 
@@ -102,11 +104,12 @@ def score(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
     points = tiling.height * vector_count(candidate.width, lanes_of(facts, candidate))
     kept: frozenset[str] = frozenset()
     cycles = math.inf
-    for packs in pack_choices(facts, candidate):
+    for packs in [frozenset[str]()] if candidate.block else pack_choices(facts, candidate):
         total = sum(pack_cycles(facts, o, candidate, machine) for o in first_of(facts, packs))
         for part in nest_cycles(facts, replace(candidate, packs=packs), tiling, machine):
             total += part.total
-        total *= idle_share(tiling.tiles * sum(tiling.chunks.values()), total)
+        total *= idle_share(tasks_of(facts, candidate, tiling), total)
+        total *= DOUBT if candidate.block else 1.0
         total *= 1 + CODE * points * weight(facts, candidate, packs)
         if total < cycles:
             cycles, kept = total, packs
@@ -122,9 +125,14 @@ def nest_cycles(
     for width, count in tiling.chunks.items():
         vectors = vector_count(width, lanes)
         rates = rates_for(machine, width, lanes)
-        inner = tile_cycles(facts, candidate, tiling.height, vectors, rates)
         once = store_cycles(facts, candidate, tiling.height, width, vectors, rates)
         iterations = whole * share_run(facts, candidate, width)
+        if candidate.block:
+            near = tile_cycles(facts, all_packed(facts, candidate), tiling.height, vectors, rates)
+            inner = replace(near, streamed=streamed_cycles(facts, candidate, rates))
+            once += block_cycles(facts, candidate, tiling.height * vectors, rates)
+        else:
+            inner = tile_cycles(facts, candidate, tiling.height, vectors, rates)
         yield NestCycles(tiling.tiles * count, iterations, inner, once + STARTED)
 
 
@@ -168,6 +176,12 @@ def weight(facts: Facts, candidate: Candidate, packs: frozenset[str]) -> float:
         if not facts.reduces and strides.get(candidate.vector, 0) not in (0, 1):
             total += 2 * facts.lanes
     return total
+
+
+def tasks_of(facts: Facts, candidate: Candidate, tiling: Tiling) -> int:
+    """What is shared out among the workers: tiles, or parts of them."""
+    blocks = blocks_of(facts, candidate) if candidate.block else None
+    return blocks.tasks if blocks else tiling.tiles * sum(tiling.chunks.values())
 
 
 def idle_share(tasks: int, cycles: float) -> float:

@@ -12,7 +12,7 @@ from convgen.ir.layout import size_in_elements
 from convgen.ir.nodes import Expr, Kernel, Load, Loop, LoopKind, Nest
 from convgen.ir.regions import loop_extent
 from convgen.ir.visit import map_expr, map_nest_exprs
-from convgen.schedule.access import loads_of, tile_loops
+from convgen.schedule.access import around_tiles, loads_of, tile_loops
 from convgen.schedule.across import score_across
 from convgen.schedule.copies import copy_cycles
 from convgen.schedule.cost import TileCycles, nest_cycles, tiling_of
@@ -137,7 +137,9 @@ def _candidate_of(nest: Nest, facts: Facts, sources: Mapping[str, str]) -> Candi
             tile[axis] = tuple(dict.fromkeys(sizes))
     tile.pop(vector, None)
     packs = frozenset(sources[o.buffer] for o in loads_of(nest) if o.buffer in sources)
-    return Candidate(vector, width, tuple(tile.items()), packs)
+    summed = [_axis_of(nest, o.name) for o in nest.loops if o.reduce is not None]
+    block = summed[-1] if around_tiles(nest) else ""
+    return Candidate(vector, width, tuple(tile.items()), packs, block=block)
 
 
 def _axis_of(nest: Nest, name: str) -> str:

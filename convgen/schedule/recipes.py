@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from convgen.errors import ScheduleError
 from convgen.ir.nodes import Kernel, Loop, LoopKind, Nest
 from convgen.schedule.access import (
+    around_tiles,
     in_loops,
     outer_loops,
     tile_loops,
@@ -22,6 +23,7 @@ from convgen.schedule.access import (
     trips,
 )
 from convgen.schedule.across import across, in_memory_order, rows_of, score_across
+from convgen.schedule.blocks import blocks_of, edges_along
 from convgen.schedule.cost import is_long, score, weight
 from convgen.schedule.directives import (
     Directive,
@@ -30,6 +32,7 @@ from convgen.schedule.directives import (
     fuse,
     pack,
     parallel,
+    peel,
     reorder,
     reverse,
     rfactor,
@@ -114,7 +117,11 @@ def candidates(facts: Facts) -> Iterator[Candidate]:
             if facts.reduces and vectors > 1 and vectors * (facts.states + 1) > facts.registers:
                 break
             for tile in tiles(facts, vector, -(-width // facts.lanes)):
-                yield Candidate(vector, width, tile)
+                candidate = Candidate(vector, width, tile)
+                yield candidate
+                blocks = blocks_of(facts, candidate)
+                if blocks:
+                    yield replace(candidate, block=blocks.inside)
             if width == extent:
                 break
     combiners = [r.combiner for r in facts.nest.reduces]
@@ -186,8 +193,11 @@ class _Recipe:
     def run_along(self, chosen: Candidate, facts: Facts) -> None:
         vector = self.cut_vector(chosen, facts)
         tile = self.cut_tile(chosen, facts)
-        self.order(tile, vector)
-        self.pack_operands(chosen, facts, tile, vector)
+        if chosen.block:
+            self.order_blocks(chosen, facts, tile, vector)
+        else:
+            self.order(tile, vector)
+            self.pack_operands(chosen, facts, tile, vector)
         if facts.reduces:
             for name in tile:
                 self.add(unroll(name))
@@ -252,6 +262,32 @@ class _Recipe:
         wanted = [*plain, *cut, *reduces, *inner]
         if wanted != [o.name for o in nest.loops]:
             self.add(reorder(*wanted))
+
+    def order_blocks(self, chosen: Candidate, facts: Facts, tile: list[str], vector: str) -> None:
+        """What is shared out, the reduce loops around the tiles, tile after tile, the reduce loop
+        inside (its edges apart), the tile."""
+        blocks = blocks_of(facts, chosen)
+        assert blocks is not None
+        inside = [blocks.inside]
+        low, high = edges_along(self.nest, blocks.inside, self.kernel)
+        if 0 < low + high < facts.reduces[blocks.inside]:
+            self.add(peel(blocks.inside, low, high))
+            inside = [f"{blocks.inside}_out", f"{blocks.inside}_in"]
+        outer = [o.name for o in self.nest.loops if o.reduce is None]
+        owners = {axis: axis if axis in outer else f"{axis}_out" for axis in facts.outputs}
+        shared = owners[blocks.shared]
+        near = [owners[axis] for axis in blocks.near]
+        if trips(self.nest.loop(shared)) > blocks.tasks:
+            self.add(split(shared, trips(self.nest.loop(shared)) // blocks.tasks))
+            near = [f"{name}_in" if name == shared else name for name in near]
+            shared = f"{shared}_out"
+        else:
+            near.remove(shared)
+        around = [n for n in facts.reduces if n != blocks.inside]
+        named = [shared, *around, *(owners[axis] for axis in blocks.far), *near, *inside]
+        named += [*tile, vector]
+        rest = [o.name for o in self.nest.loops if o.name not in named]
+        self.add(reorder(*rest, *named))
 
     def reduce_order(self, number: int) -> list[str]:
         """Windows first, plain loops last: a window loop shares an index with an output loop that
@@ -340,7 +376,9 @@ class _Recipe:
         size = math.prod(tile_sizes(nest, facts.lanes).values())
         for number in range(len(nest.reduces)):
             copies = size * statements
-            for loop in reversed([o for o in nest.loops if o.reduce == number]):
+            moving = around_tiles(nest)
+            inside = nest.loops[nest.loops.index(moving[-1]) + 1 :] if moving else nest.loops
+            for loop in reversed([o for o in inside if o.reduce == number and not o.segments]):
                 if loop.extent < 2:
                     continue
                 room = facts.registers - size * facts.states - live_when_unrolled(nest, loop, facts)
@@ -384,7 +422,7 @@ class _Recipe:
         operand with it: neighbouring iterations share most of what they load."""
         nest = self.nest
         size = math.prod(tile_sizes(nest, facts.lanes).values())
-        if not self.is_crowded(facts):
+        if not self.is_crowded(facts) or any(o.inner == loop.name for o in nest.loops):
             return False
         fits = [
             n

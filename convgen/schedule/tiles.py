@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TypeAlias
@@ -22,12 +22,14 @@ WHOLE = 2  # short loops that a tile takes as a whole beside parts of another
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A choice: the vector loop ("" for none) and how much of it a tile takes; the other loops of
-    the tile with the sizes that cover them; the buffers to pack."""
+    the tile with the sizes that cover them; the buffers to pack; the reduce loop that alone runs
+    inside the tiles, the others around them ("": all run inside)."""
 
     vector: str = ""
     width: int = 1
     tile: Tile = ()
     packs: frozenset[str] = frozenset()
+    block: str = ""
     cycles: float = math.inf
 
 
@@ -110,7 +112,7 @@ def mean_height(facts: Facts, name: str, cover: tuple[int, ...]) -> float:
     return facts.outputs[name] / tile_count(facts.outputs[name], cover)
 
 
-def tile_count(extent: int, cover: tuple[int, ...]) -> int:
+def tile_count(extent: int, cover: Sequence[int]) -> int:
     return max(1, -(-extent // max(cover)))
 
 

@@ -1,0 +1,93 @@
+"""Sums in blocks: one reduce loop inside the tiles, the others around them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from schedule_nests import buffer, kernel, load, nest, var
+
+from convgen.ir.interpret import interpret
+from convgen.ir.nodes import Edge, Kernel, Op
+from convgen.passes.flatten import flatten
+from convgen.schedule import recipes
+from convgen.schedule.access import around_tiles
+from convgen.schedule.blocks import blocks_of, bytes_of_block, edges_along
+from convgen.schedule.facts import facts_of
+from convgen.schedule.predict import predict
+from convgen.schedule.tiles import Candidate
+from convgen.target import target
+from convgen.types import f32
+
+
+def gradient(filters: int, channels: int, size: int, stride: int = 1, taps: int = 3) -> Kernel:
+    """dW[k, c, r, s] = sum(n, y, x: dY[n, y, x, k] * X[n, stride*y + r - 1, stride*x + s - 1, c]),
+    X zero outside."""
+    n, k, c, y, x, r, s = (var(a) for a in "nkcyxrs")
+    edge = Edge("zero")
+    data = load("X", n, stride * y + r - 1, stride * x + s - 1, c, edges=(None, edge, edge, None))
+    wide = stride * (size - 1) + taps - 2
+    return kernel(
+        (
+            buffer("dY", (2, 3, size, filters)),
+            buffer("X", (2, 3 * stride, wide, channels)),
+            buffer("dW", (filters, channels, taps, taps), "output"),
+        ),
+        nest(
+            "dW",
+            {"k": filters, "c": channels, "r": taps, "s": taps},
+            Op("mul", (load("dY", n, y, x, k), data), f32),
+            {"n": 2, "y": 3, "x": size},
+        ),
+    )
+
+
+@pytest.mark.parametrize(("where", "count"), [("x86-64-v3", 16), ("x86-64-v4", 32)])
+@pytest.mark.parametrize(("size", "stride"), [(12, 1), (13, 2)])
+def test_every_way_in_blocks_is_legal_and_right(
+    monkeypatch: pytest.MonkeyPatch, where: str, count: int, size: int, stride: int
+) -> None:
+    subject, machine = gradient(count, count, size, stride), target(where)
+    (body,) = subject.nests()
+    facts = facts_of(body, subject, machine)
+    ways = [c for c in recipes.candidates(facts) if c.block]
+    assert ways
+    chance = np.random.default_rng(size)
+    arrays = {
+        b.name: chance.integers(-4, 5, b.shape).astype("f")
+        for b in subject.buffers
+        if b.role == "input"
+    }
+    wanted = interpret(subject, arrays)["dW"]
+    for one in ways[:: max(1, len(ways) // 2)]:
+        monkeypatch.setattr(recipes, "candidates", lambda _, one=one: iter([one]))
+        schedule = recipes.default_schedule(subject, machine)
+        scheduled = schedule.apply(subject, machine)
+        (done,) = scheduled.nests()
+        assert around_tiles(done) and not [b for b in scheduled.buffers if b.role == "packed"]
+        assert np.array_equal(interpret(flatten(scheduled, machine), arrays)["dW"], wanted), (
+            schedule
+        )
+        (prediction,) = predict(scheduled, machine)
+        assert 0 < prediction.share_of_peak <= 1
+
+
+def test_a_block_stays_in_the_first_cache() -> None:
+    machine = target("x86-64-v3")
+    tile = Candidate("c", 8, (("k", (4,)), ("s", (3,))))
+
+    def read(size: int) -> float | None:
+        subject = gradient(128, 128, size)
+        facts = facts_of(next(subject.nests()), subject, machine)
+        found = blocks_of(facts, tile)
+        return found and sum(part for _, part in bytes_of_block(facts, found))
+
+    assert read(28) == 4 * (30 * 128 + 28 * 16)  # a row of X, an eighth of a row of dY
+    assert read(28) < machine.l1 and read(112) is None  # type: ignore[operator]
+    assert read(8) is None  # too few iterations beside the states
+
+
+def test_edges_along_a_loop() -> None:
+    subject = gradient(32, 16, 13, 2)
+    (body,) = subject.nests()
+    assert edges_along(body, "x", subject) == (1, 1)
+    assert edges_along(body, "n", subject) == (0, 0)
