@@ -125,7 +125,8 @@ class Fusion:
             found: list[str] = []
             for other in joinable(nest, self.kernel):
                 shared = _read_inside(nest) & _read_inside(other)
-                if not shared or not is_light(other, self.kernel):
+                pieces = {s.buffer for s in nest.stores} & {s.buffer for s in other.stores}
+                if not shared or pieces or not is_light(other, self.kernel):
                     continue
                 try:
                     join(*found, other.name, nest=name).check(self.kernel, self.target)
