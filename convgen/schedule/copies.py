@@ -56,10 +56,14 @@ def first_of(facts: Facts, packs: frozenset[str]) -> list[Operand]:
 
 
 def pack_cycles(facts: Facts, operand: Operand, candidate: Candidate, machine: Machine) -> float:
-    """A nest's part of the packing: the pieces of a gradient share one copy of the weights."""
+    """A nest's part of the packing: the pieces of a gradient share one copy of the weights, where
+    their vectors are as long as those of the piece that made it."""
     nests = operand.readers if operand.hoistable else 1
     used = math.prod(facts.outputs.values()) * math.prod(facts.reduces.values()) * nests
     share = 0.1 if operand.hoistable and used >= REUSED * operand.elements else 1.0
+    if operand.copies:
+        there = (candidate.vector, candidate.width) in operand.copies
+        return 0.0 if there else copy_cycles(facts, operand, candidate, machine) * share + 200
     return copy_cycles(facts, operand, candidate, machine) * share / nests + 200
 
 

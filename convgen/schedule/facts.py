@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from convgen.affine import Mod
@@ -30,7 +30,9 @@ class Operand:
     periods: for loops that move it in an index that comes round again, after how many steps;
     zeros: dimensions outside of which it is 0, and with it what a sum adds;
     near: the extent of the dimension that is contiguous in memory;
-    readers: nests of the kernel that read the buffer or a copy of it."""
+    readers: nests of the kernel that read the buffer or a copy of it;
+    copies: output loops along which there is a copy already, with how many steps of each it has
+    side by side."""
 
     load: Load
     strides: dict[str, int | None]
@@ -50,6 +52,7 @@ class Operand:
     zeros: tuple[Reach, ...]
     near: int
     readers: int
+    copies: frozenset[tuple[str, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +247,7 @@ def _operand(
             (buffer.shape[d] for d in reversed(buffer.layout.order) if buffer.shape[d] > 1), 1
         ),
         readers=readers[load.buffer],
+        copies=frozenset(_copies(load, nest, kernel)),
         hoistable=buffer.role == "input" and not edged and _is_shared(nest, strides),
     )
 
@@ -260,6 +264,19 @@ def _zeros(load: Load, nest: Nest, buffer: Buffer) -> tuple[Reach, ...]:
         if edge is not None and edge.kind == "zero"
     )
     return tuple(reach for reach in found if reach is not None)
+
+
+def _copies(load: Load, nest: Nest, kernel: Kernel) -> Iterator[tuple[str, int]]:
+    """For the copies of a buffer, the output loops that move its innermost dimension and how many
+    elements of that lie side by side."""
+    outputs = {o.name: o.extent for o in nest.loops if o.reduce is None}
+    for other in all_nests(kernel):
+        if not is_packing(other, kernel) or all(o.buffer != load.buffer for o in loads_of(other)):
+            continue
+        layout = kernel.buffer(other.stores[0].buffer).layout
+        dim, size = layout.blocks[-1] if layout.blocks else (layout.order[-1], 0)
+        for name in in_loops(nest, load.index[dim]).names() & outputs.keys():
+            yield name, size or outputs[name]
 
 
 def _is_packable(buffer: Buffer, same: list[Load]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -163,7 +163,13 @@ class Pack(Directive):
         left = self._left(nest, reads)
         halo = [(0, 0) if dim in left else pair for dim, pair in enumerate(halo)]
         layout = self._layout(nest, source, reads, halo)
-        name = _existing(kernel, nest, source, layout, edges, self.hoist)
+        moved = {
+            dim
+            for load in reads
+            for dim, index in enumerate(load.index)
+            if in_loops(nest, index).names()
+        }
+        name = _existing(kernel, nest, source, layout, moved, edges, self.hoist)
         if name is None:
             name = fresh_name(f"{self.buffer}_packed", [b.name for b in kernel.buffers])
             packed = Buffer(name, source.dtype, source.shape, layout, "packed")
@@ -330,10 +336,16 @@ def _existing(
     nest: Nest,
     source: Buffer,
     layout: Layout,
+    moved: Container[int],
     edges: tuple[Edge | None, ...],
     hoist: bool,
 ) -> str | None:
-    """The packed buffer that an equal pack before the nest made."""
+    """The packed buffer that an equal pack before the nest made; where the dimensions lie that the
+    nest does not move is all the same to it."""
+
+    def order(one: Layout) -> list[int]:
+        return [dim for dim in one.order if dim in moved]
+
     for phase in kernel.phases:
         if not isinstance(phase.body, tuple) or any(n.name == nest.name for n in phase.body):
             return None
@@ -348,7 +360,8 @@ def _existing(
                 old == new or new is None or new.kind == "omit" or old is None
                 for old, new in zip(read[0].edges, edges, strict=True)
             )
-            if found.layout == layout and same:
+            alike = (found.layout.blocks, found.layout.halo) == (layout.blocks, layout.halo)
+            if same and alike and order(found.layout) == order(layout):
                 return found.name
     return None
 
