@@ -87,11 +87,11 @@ def _quotient(value: Affine, divisor: int, ranges: Ranges) -> Affine:
     g, high, _ = _split_common(rest, divisor, ranges)
     if g > 1:
         return whole + _quotient(high, divisor // g, ranges)
-    if len(rest.terms) == 1:  # (x // a + k) // b == (x + a*k) // (a*b)
-        atom, coefficient = rest.terms[0]
-        if coefficient == 1 and isinstance(atom, FloorDiv):
-            inner = atom.value + atom.divisor * rest.constant
-            return whole + _quotient(inner, atom.divisor * divisor, ranges)
+    inner = [a for a, c in rest.terms if c == 1 and isinstance(a, FloorDiv)]
+    if len(inner) == 1:  # (x // a + k) // b == (x + a*k) // (a*b)
+        atom = inner[0]
+        other = rest - Affine.of(atom)
+        return whole + _quotient(atom.value + other * atom.divisor, atom.divisor * divisor, ranges)
     return whole + rest // divisor
 
 
