@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from convgen.schedule.copies import REUSED, pack_cycles
-from convgen.schedule.cost import bandwidth_of, gather_cost, idle_share, share_run
+from convgen.schedule.cost import OVERLAP, bandwidth_of, gather_cost, idle_share, share_run
 from convgen.schedule.dots import is_dot, score_dot
 from convgen.schedule.facts import Facts, Operand, axis_of
 from convgen.schedule.machine import Machine
@@ -120,10 +120,13 @@ def score_across(facts: Facts, candidate: Candidate, machine: Machine) -> Candid
         fetched += times * (1 + gather)
         work += 3.0 * bool(operand.edged or operand.omits)
         size = operand.elements * operand.bytes
-        apart = size > facts.l2 and is_apart(operand, candidate.vector)
-        if candidate.tile or apart:
+        far = size > facts.l2
+        apart = far and is_apart(operand, candidate.vector)
+        if candidate.tile or far:
             moved = facts.lanes * operand.bytes / bandwidth_of(facts, size, machine)
             streamed += 2 * moved if apart else moved
+    if not candidate.tile:
+        streamed *= 1 + OVERLAP
     each = max(
         (height * facts.operations + work) / machine.fma_rate,
         fetched / machine.load_rate,
