@@ -6,6 +6,7 @@ Directives ask these questions to decide legality; recipes ask them to choose.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from convgen.affine import Affine
 from convgen.ir.layout import flat_offset
@@ -66,10 +67,16 @@ def stride_of(buffer: Buffer, index: tuple[Affine, ...], nest: Nest, loop: str) 
 
     0 means broadcast, 1 contiguous.
     """
+    return strides_of(buffer, index, nest, [loop])[loop]
+
+
+def strides_of(
+    buffer: Buffer, index: tuple[Affine, ...], nest: Nest, loops: Iterable[str]
+) -> dict[str, int | None]:
+    """The same for each of some loops."""
     offset = offset_of(buffer, index, nest)
-    if loop in offset.hidden_names():
-        return None
-    return offset.coefficient(loop)
+    hidden = offset.hidden_names()
+    return {n: None if n in hidden else offset.coefficient(n) for n in loops}
 
 
 def output_loops(nest: Nest) -> list[Loop]:

@@ -11,7 +11,7 @@ from convgen.ir.layout import size_in_elements
 from convgen.ir.nodes import Buffer, Kernel, Load, Nest, Op
 from convgen.ir.regions import axis_ranges, loop_ranges
 from convgen.ir.visit import loads, walk
-from convgen.schedule.access import in_loops, loads_of, stride_of, vector_dtype
+from convgen.schedule.access import in_loops, loads_of, strides_of, vector_dtype
 from convgen.schedule.directives.base import all_nests, is_packing
 from convgen.schedule.directives.pack import halo_of_reads, merged_edges
 from convgen.schedule.skipping import Reach, leaves_out, reach_of
@@ -114,8 +114,7 @@ def facts_of(nest: Nest, kernel: Kernel, target: Target) -> Facts:
         operations=float(operations),
         epilogue=float(epilogue),
         store_strides=tuple(
-            {o: stride_of(kernel.buffer(s.buffer), s.index, nest, o) for o in outputs}
-            for s in nest.stores
+            strides_of(kernel.buffer(s.buffer), s.index, nest, outputs) for s in nest.stores
         ),
         outputs=outputs,
         reduces=reduces,
@@ -151,7 +150,8 @@ def windows_of(nest: Nest, kernel: Kernel) -> list[str]:
                 if n in extents
             }
         buffer = kernel.buffer(load.buffer)
-        strides = {n: abs(stride_of(buffer, load.index, nest, n) or 0) for n in shared}
+        steps = strides_of(buffer, load.index, nest, shared)
+        strides = {n: abs(step or 0) for n, step in steps.items()}
         plain = [strides[n] for n, slides in shared.items() if not slides and extents[n] > 1]
         if plain and any(shared.values()):
             found |= {n: None for n in shared if shared[n] and strides[n] > min(plain)}
@@ -198,7 +198,6 @@ def _operand(
     readers: Mapping[str, int],
 ) -> Operand:
     buffer = kernel.buffer(load.buffer)
-    strides: dict[str, int | None] = {}
     steps: dict[str, int] = {}
     edged: set[str] = set()
     shifted: set[str] = set()
@@ -212,7 +211,6 @@ def _operand(
         for name in names:
             hidden = name in place.hidden_names()
             steps[name] = 0 if hidden else place.coefficient(name)
-            strides[name] = stride_of(buffer, load.index, nest, name)
         if edge is not None and edge.kind not in ("omit", "halo"):
             edged |= names
             known = place.names() <= ranges.keys()
@@ -226,7 +224,10 @@ def _operand(
     same = [o for o in loads_of(nest) if o.buffer == load.buffer]
     halo = halo_of_reads(nest, buffer, same)
     wide = replace(buffer, layout=replace(buffer.layout, halo=halo))
-    pitches = {n: stride_of(wide, load.index, nest, n) for n in steps} if any(halo) else strides
+    strides = strides_of(buffer, load.index, nest, steps)
+    pitches = (
+        strides_of(wide, load.index, nest, steps) if any(h != (0, 0) for h in halo) else strides
+    )
     return Operand(
         load=load,
         strides=strides,

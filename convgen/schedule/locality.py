@@ -14,7 +14,7 @@ from itertools import permutations
 
 from convgen.ir.nodes import Kernel, Nest
 from convgen.ir.regions import loop_extent
-from convgen.schedule.access import in_loops, loads_of, stride_of, trips
+from convgen.schedule.access import in_loops, loads_of, strides_of, trips
 from convgen.schedule.machine import FILLED, Machine
 from convgen.schedule.reuse import LINE
 from convgen.target import Target
@@ -49,7 +49,7 @@ def stored_order(nest: Nest, outer: Sequence[str], kernel: Kernel) -> list[str]:
     places = [(s.buffer, s.index) for s in nest.stores]
     places += [(o.buffer, o.index) for o in loads_of(nest)]
     steps = [
-        [stride_of(kernel.buffer(buffer), index, nest, name) for name in outer]
+        list(strides_of(kernel.buffer(buffer), index, nest, outer).values())
         for buffer, index in places
     ]
     if any(step is None for row in steps for step in row):

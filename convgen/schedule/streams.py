@@ -12,7 +12,7 @@ from convgen.affine import Affine
 from convgen.ir.layout import size_in_elements
 from convgen.ir.nodes import Kernel, Nest
 from convgen.ir.visit import loads
-from convgen.schedule.access import in_loops, loads_of, stride_of, vector_dtype
+from convgen.schedule.access import in_loops, loads_of, strides_of, vector_dtype
 from convgen.schedule.directives import (
     Directive,
     carry,
@@ -155,10 +155,11 @@ def _vector_loop(nest: Nest, kernel: Kernel, lanes: int) -> tuple[str, list[str]
     places = [(o.buffer, o.index) for o in loads_of(nest)]
     places += [(s.buffer, s.index) for s in nest.stores]
     least = min(size_in_elements(kernel.buffer(s.buffer)) for s in nest.stores)
-    for loop in nest.loops:
-        if loop.reduce is not None or loop.extent < lanes:
-            continue
-        steps = [stride_of(kernel.buffer(b), index, nest, loop.name) for b, index in places]
+    long = [o for o in nest.loops if o.reduce is None and o.extent >= lanes]
+    names = [o.name for o in long]
+    along = [strides_of(kernel.buffer(b), index, nest, names) for b, index in places if long]
+    for loop in long:
+        steps = [each[loop.name] for each in along]
         stored = steps[len(steps) - len(nest.stores) :]
         far = [b for (b, _), s in zip(places, steps, strict=True) if s not in (0, 1)]
         edged = any(
