@@ -219,7 +219,6 @@ def tile_cycles(
         together = max((crowd(reach[n], tile[n], operand.bytes) for n in along), default=0.0)
         if together > L1_WAYS - 1:  # lines of one set push one another out of the first cache
             streamed += LINE * times * min(1.0, together / L1_WAYS) / machine.l2
-        stride = operand.strides.get(candidate.vector, 0)
         if candidate.vector in operand.strides:
             differ = distinct_rows(operand, tile)
             times *= vectors * differ
@@ -230,7 +229,8 @@ def tile_cycles(
             if candidate.vector in operand.shifted:
                 times *= 1.0 + facts.lanes * operand.bytes / 128  # most cross a line
                 times *= 1 + is_masked(facts, candidate.vector)
-            step = operand.steps[candidate.vector] or None if packed else stride
+            step = operand.strides[candidate.vector]
+            step = operand.steps[candidate.vector] or None if packed else step
             fetched += times * shared * gather_cost(facts, step, machine)
             rate = _bandwidth(facts, operand, candidate, machine)
             step = operand.strides.get(facts.order[0], 0)
@@ -247,13 +247,7 @@ def tile_cycles(
                 fresh *= torn(facts, operand, part, candidate.vector)
             streamed += vectors * facts.lanes * operand.bytes * fresh * differ / rate
         fetched += times * shared
-        if operand.edged and not packed:
-            masked = any(candidate.vector in loops for loops, _ in operand.overhangs)
-            share = share_outside(facts, operand, candidate, tile, shared < 1.0)
-            work += (3.0 if masked else 1.5 if shared == 1.0 else 1.0) * times * shared * share
-        tested = operand.edged and not packed and facts.order[0] in operand.edged
-        if shared == 1.0 and (tested or operand.omits):
-            work += times if tested else 1.0  # other edges are tested outside the fastest loop
+        work += _tests(facts, operand, candidate, tile, times, shared)
     latency = machine.latency * facts.states if facts.states else 0.0
     done, loaded = work / machine.fma_rate, fetched / machine.load_rate
     return TileCycles(done, loaded, latency, streamed, 0.0 if written_out else turn)
@@ -314,6 +308,27 @@ def _bytes_until_shared(facts: Facts, operand: Operand, part: Mapping[str, int])
 def bandwidth_of(facts: Facts, size: float, machine: Machine) -> float:
     """Bytes per cycle of what is read again and again, by its size."""
     return machine.rate_from(level_of(size, facts.caches, STAYS))
+
+
+def _tests(
+    facts: Facts,
+    operand: Operand,
+    candidate: Candidate,
+    tile: dict[str, float],
+    times: float,
+    shared: float,
+) -> float:
+    """Operations by which so many loads, of which a share is left, tell what lies outside."""
+    packed = operand.load.buffer in candidate.packs
+    total = 0.0
+    if operand.edged and not packed:
+        masked = any(candidate.vector in loops for loops, _ in operand.overhangs)
+        share = share_outside(facts, operand, candidate, tile, shared < 1.0)
+        total += (3.0 if masked else 1.5 if shared == 1.0 else 1.0) * times * shared * share
+    tested = operand.edged and not packed and facts.order[0] in operand.edged
+    if shared == 1.0 and (tested or operand.omits):
+        total += times if tested else 1.0  # other edges are tested outside the fastest loop
+    return total
 
 
 def _lines(

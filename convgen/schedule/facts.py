@@ -222,17 +222,12 @@ def _operand(
             if names - inner and not place.hidden_names():
                 windows.append({n: abs(place.coefficient(n)) for n in names})
     same = [o for o in loads_of(nest) if o.buffer == load.buffer]
-    halo = halo_of_reads(nest, buffer, same)
-    wide = replace(buffer, layout=replace(buffer.layout, halo=halo))
     strides = strides_of(buffer, load.index, nest, steps)
-    pitches = (
-        strides_of(wide, load.index, nest, steps) if any(h != (0, 0) for h in halo) else strides
-    )
     return Operand(
         load=load,
         strides=strides,
         steps=steps,
-        pitches=pitches,
+        pitches=_pitches(load, nest, buffer, strides),
         edged=frozenset(edged),
         shifted=frozenset(shifted),
         omits=any(e is not None and e.kind == "omit" for e in load.edges),
@@ -265,6 +260,18 @@ def _zeros(load: Load, nest: Nest, buffer: Buffer) -> tuple[Reach, ...]:
         if edge is not None and edge.kind == "zero"
     )
     return tuple(reach for reach in found if reach is not None)
+
+
+def _pitches(
+    load: Load, nest: Nest, buffer: Buffer, strides: dict[str, int | None]
+) -> dict[str, int | None]:
+    """The strides in a copy with a halo as wide as the nest needs."""
+    same = [o for o in loads_of(nest) if o.buffer == load.buffer]
+    halo = halo_of_reads(nest, buffer, same)
+    if not any(pair != (0, 0) for pair in halo):
+        return strides
+    wide = replace(buffer, layout=replace(buffer.layout, halo=halo))
+    return strides_of(wide, load.index, nest, strides)
 
 
 def _copies(load: Load, nest: Nest, kernel: Kernel) -> Iterator[tuple[str, int]]:
