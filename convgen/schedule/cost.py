@@ -229,20 +229,19 @@ def tile_cycles(
             if candidate.vector in operand.shifted:
                 times *= 1.0 + facts.lanes * operand.bytes / 128  # most cross a line
                 times *= 1 + is_masked(facts, candidate.vector)
-            step = operand.strides[candidate.vector]
-            step = operand.steps[candidate.vector] or None if packed else step
+            stride = operand.strides[candidate.vector]
+            step = operand.steps[candidate.vector] or None if packed else stride
             fetched += times * shared * gather_cost(facts, step, machine)
             rate = _bandwidth(facts, operand, candidate, machine)
             step = operand.strides.get(facts.order[0], 0)
             if not packed and rate < machine.l2:
                 rate /= brought_with(step, candidate.width, operand.bytes)
             fresh = fresh_vectors(facts, operand, candidate.vector, candidate.width, tile)
-            if not packed:
-                streamed += vectors * differ * lines_of_gather(facts, operand, candidate, machine)
             if is_read_once(facts, operand):
                 fresh = shared * math.prod(tile[name] for name in along)
                 fresh /= came_along(facts, operand, tile)
             if not packed:
+                streamed += vectors * differ * lines_of_gather(facts, operand, candidate, machine)
                 part = {candidate.vector: candidate.width, **{n: max(c) for n, c in candidate.tile}}
                 fresh *= torn(facts, operand, part, candidate.vector)
             streamed += vectors * facts.lanes * operand.bytes * fresh * differ / rate
