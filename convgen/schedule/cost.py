@@ -190,11 +190,7 @@ def idle_share(tasks: int, cycles: float) -> float:
 
 
 def tile_cycles(
-    facts: Facts,
-    candidate: Candidate,
-    height: float,
-    vectors: int,
-    machine: Machine,
+    facts: Facts, candidate: Candidate, height: float, vectors: int, machine: Machine
 ) -> TileCycles:
     """Cycles of one reduce iteration of one tile."""
     if not facts.reduces:

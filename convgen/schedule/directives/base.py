@@ -9,9 +9,10 @@ from typing import ClassVar, NoReturn
 
 from convgen.affine import Affine
 from convgen.errors import ScheduleError
-from convgen.ir.nodes import Form, Kernel, Loop, Nest
+from convgen.ir.nodes import Form, Kernel, Load, Loop, Nest
 from convgen.ir.regions import loop_ranges
 from convgen.ir.simplify import simplify_affine
+from convgen.schedule.access import loads_of
 from convgen.target import Target
 
 Value = str | int | bool
@@ -82,6 +83,19 @@ class Directive(ABC):
         if not found:
             self.refuse(nest, f"there is no loop {name}", expected="a loop of the nest", got=name)
         return found[0]
+
+    def reads(self, nest: Nest, buffer: str) -> list[Load]:
+        """The loads of a buffer in a nest, or a refusal where there are none."""
+        found = [o for o in loads_of(nest) if o.buffer == buffer]
+        if not found:
+            read = ", ".join(sorted({o.buffer for o in loads_of(nest)}))
+            self.refuse(
+                nest,
+                f"{nest.name} does not read {buffer}",
+                expected=f"one of {read}" if read else "a nest that reads",
+                got=buffer,
+            )
+        return found
 
     def __str__(self) -> str:
         positional, named = self.arguments()

@@ -67,15 +67,7 @@ class Pack(Directive):
         return (self.buffer, *self.loops), named | ({"skip": True} if self.skip else {})
 
     def check_nest(self, nest: Nest, kernel: Kernel, target: Target) -> None:
-        reads = [o for o in loads_of(nest) if o.buffer == self.buffer]
-        if not reads:
-            read = sorted({o.buffer for o in loads_of(nest)})
-            self.refuse(
-                nest,
-                f"{nest.name} does not read {self.buffer}",
-                expected="one of " + ", ".join(read) if read else "a nest that reads",
-                got=self.buffer,
-            )
+        reads = self.reads(nest, self.buffer)
         if is_packing(nest, kernel):
             self.refuse(
                 nest,

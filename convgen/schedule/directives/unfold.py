@@ -47,7 +47,7 @@ class Unfold(Directive):
         return (self.buffer, *self.axes), {}
 
     def check_nest(self, nest: Nest, kernel: Kernel, target: Target) -> None:
-        reads = [o for o in loads_of(nest) if o.buffer == self.buffer]
+        reads = self.reads(nest, self.buffer)
         if len(reads) != 1 or is_packing(nest, kernel):
             self.refuse(
                 nest,
