@@ -37,11 +37,17 @@ class Place:
         return Place(pointer, self.dtype, self.align, self.tags)
 
 
-def has_masked_moves(target: Target, dtype: DType) -> bool:
-    """True where a move under a constant mask is one instruction."""
+def has_masked_loads(target: Target, dtype: DType) -> bool:
+    """True where a load under a constant mask is one instruction."""
     if target.isa != "x86-64" or target.vector_bits < 256:
         return False
     return target.vector_bits >= 512 or dtype.bits >= 32
+
+
+def has_masked_stores(target: Target) -> bool:
+    """True where a store under a constant mask takes about as long as a whole one: those of AVX2
+    take many times as long on some CPUs."""
+    return target.isa == "x86-64" and target.vector_bits >= 512
 
 
 def load(b: Builder, place: Place, stride: int, lanes: int, valid: int, target: Target) -> Value:
@@ -172,7 +178,7 @@ def _partial(b: Builder, place: Place, lanes: int, valid: int, target: Target) -
     if valid >= lanes:
         return _contiguous(b, place, lanes)
     kind = vector_type(place.element, lanes)
-    if has_masked_moves(target, place.stored):
+    if has_masked_loads(target, place.stored):
         name = f"llvm.masked.load.v{lanes}{_short(place)}.p0"
         mask = f"<{lanes} x i1>"
         b.declarations.setdefault(name, f"declare {kind} @{name}(ptr, {mask}, {kind})")
@@ -242,7 +248,7 @@ def _put(b: Builder, place: Place, value: Value) -> None:
 
 
 def _put_partial(b: Builder, place: Place, value: Value, valid: int, target: Target) -> None:
-    if has_masked_moves(target, place.stored):
+    if has_masked_stores(target):
         name = f"llvm.masked.store.v{value.lanes}{_short(place)}.p0"
         mask = f"<{value.lanes} x i1>"
         b.declarations.setdefault(name, f"declare void @{name}({value.type}, ptr, {mask})")
