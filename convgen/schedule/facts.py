@@ -216,7 +216,7 @@ def _operand(
             known = place.names() <= ranges.keys()
             low, high = place.bounds(ranges) if known else index.bounds(axis_ranges(nest))
             outside = max(0, -low) + max(0, high - size + 1)
-            overhangs += [(names, outside)] if outside else []
+            overhangs += [(frozenset(names), outside)] if outside else []
         if names & inner:
             shifted |= names - inner
             if names - inner and not place.hidden_names():

@@ -9,7 +9,7 @@ maps: fuse what is contiguous, vectorize, parallelize. Nothing here knows a laye
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from convgen.errors import ScheduleError
@@ -22,9 +22,10 @@ from convgen.schedule.access import (
     tile_sizes,
     trips,
 )
-from convgen.schedule.across import across, in_memory_order, rows_of, score_across
+from convgen.schedule.across import in_memory_order, rows_of
 from convgen.schedule.blocks import blocks_of, edges_along
-from convgen.schedule.cost import is_long, score, weight
+from convgen.schedule.choice import cheapest
+from convgen.schedule.cost import is_long, weight
 from convgen.schedule.directives import (
     Directive,
     carry,
@@ -43,22 +44,20 @@ from convgen.schedule.directives import (
 from convgen.schedule.directives.base import all_nests, find_nest
 from convgen.schedule.directives.mark import registers_needed
 from convgen.schedule.directives.split import best_cover
-from convgen.schedule.dots import by_rows, dots, is_dot, unfolded
+from convgen.schedule.dots import by_rows, is_dot, unfolded
 from convgen.schedule.facts import Facts, facts_of, windows_of
 from convgen.schedule.following import follow_of, live_when_unrolled, slides_along
 from convgen.schedule.fusion import Fusion, finish_consumer
 from convgen.schedule.locality import best_order, stored_order
-from convgen.schedule.machine import Machine, machine_of
+from convgen.schedule.machine import machine_of
 from convgen.schedule.nesting import nested
 from convgen.schedule.normalize import backward_windows, contiguous_pair
 from convgen.schedule.schedule import Schedule
 from convgen.schedule.sharing import SHORT, SLIDING, UNROLLED, is_crowded
 from convgen.schedule.streams import stream
-from convgen.schedule.tiles import Candidate, tiles
+from convgen.schedule.tiles import Candidate
 from convgen.target import Target
 
-# Vectors along the vector loop that a tile may take.
-VECTORS = (1, 2, 3, 4, 6, 8)
 # Tasks beyond which no further loop is made parallel.
 TASKS = 128
 
@@ -83,51 +82,6 @@ def default_schedule(
         kernel = recipe.kernel
         schedule = schedule + Schedule(tuple(recipe.directives), tuple(recipe.notes))
     return schedule
-
-
-def choose(nest: Nest, kernel: Kernel, target: Target, rank: int = 0) -> Candidate:
-    """The cheapest candidate for a nest; with a rank, the one that has so many cheaper ones."""
-    return cheapest(facts_of(nest, kernel, target), machine_of(target), rank)
-
-
-def cheapest(facts: Facts, machine: Machine, rank: int = 0) -> Candidate:
-    """The cheapest candidate, or the one that has so many cheaper ones."""
-    scored = [score_any(facts, c, machine) for c in candidates(facts)]
-    if not rank:
-        return min(scored, key=lambda c: c.cycles)
-    return sorted(scored, key=lambda c: c.cycles)[min(rank, len(scored) - 1)]
-
-
-def score_any(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
-    """The candidate with its packs chosen and its cycles."""
-    if candidate.vector not in facts.reduces:
-        return score(facts, candidate, machine)
-    return score_across(facts, candidate, machine)
-
-
-def candidates(facts: Facts) -> Iterator[Candidate]:
-    """What is worth scoring: every output loop as vector loop with some widths, each with the tiles
-    that fit beside it; reduce loops as vector loops, alone or with a tile; no vector at all."""
-    yield Candidate()
-    for vector, extent in facts.outputs.items():
-        if extent == 1:
-            continue
-        for vectors in VECTORS:
-            width = min(extent, vectors * facts.lanes)
-            if facts.reduces and vectors > 1 and vectors * (facts.states + 1) > facts.registers:
-                break
-            for tile in tiles(facts, vector, -(-width // facts.lanes)):
-                candidate = Candidate(vector, width, tile)
-                yield candidate
-                blocks = blocks_of(facts, candidate)
-                if blocks:
-                    yield replace(candidate, block=blocks.inside)
-            if width == extent:
-                break
-    combiners = [r.combiner for r in facts.nest.reduces]
-    if len(combiners) == 1 and combiners[0].associative and combiners[0].commutative:
-        yield from across(facts)
-        yield from dots(facts)
 
 
 @dataclass

@@ -1,0 +1,101 @@
+"""Which candidate a nest takes: the cheapest by the cost model.
+
+Candidates are scored in the order of what they take at least, until that is more than the best
+takes; nests that differ in names alone are scored once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+from convgen.ir.nodes import Kernel, Nest
+from convgen.schedule.across import across, score_across
+from convgen.schedule.alike import Names, names_of, renamed, without_names
+from convgen.schedule.blocks import blocks_of
+from convgen.schedule.bounds import least_cycles
+from convgen.schedule.cost import score
+from convgen.schedule.dots import dots
+from convgen.schedule.facts import Facts, facts_of
+from convgen.schedule.machine import Machine, machine_of
+from convgen.schedule.tiles import Candidate, tiles
+from convgen.target import Target
+
+# Vectors along the vector loop that a tile may take.
+VECTORS = (1, 2, 3, 4, 6, 8)
+# Nests whose choice is kept for others like them.
+KEPT = 512
+
+
+def choose(nest: Nest, kernel: Kernel, target: Target, rank: int = 0) -> Candidate:
+    """The cheapest candidate for a nest; with a rank, the one that has so many cheaper ones."""
+    return cheapest(facts_of(nest, kernel, target), machine_of(target), rank)
+
+
+def cheapest(facts: Facts, machine: Machine, rank: int = 0) -> Candidate:
+    """The cheapest candidate, or the one that has so many cheaper ones."""
+    found, names = _cheapest_of(_Subject(without_names(facts), machine, facts), rank)
+    return renamed(found, names, names_of(facts))
+
+
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """Facts that are equal to others where the key is."""
+
+    key: Hashable
+    machine: Machine
+    facts: Facts = field(compare=False)
+
+
+@lru_cache(maxsize=KEPT)
+def _cheapest_of(subject: _Subject, rank: int) -> tuple[Candidate, Names]:
+    """The candidate, and the names that it speaks of."""
+    facts, machine = subject.facts, subject.machine
+    if rank:
+        scored = sorted(
+            (score_any(facts, c, machine) for c in candidates(facts)), key=lambda c: c.cycles
+        )
+        return scored[min(rank, len(scored) - 1)], names_of(facts)
+    least = [(least_cycles(facts, c, machine), c) for c in candidates(facts)]
+    best, place = Candidate(), -1
+    for number in sorted(range(len(least)), key=lambda n: least[n][0]):
+        bound, candidate = least[number]
+        if bound > best.cycles:
+            break
+        found = score_any(facts, candidate, machine)
+        if (found.cycles, number) < (best.cycles, place):
+            best, place = found, number
+    return best, names_of(facts)
+
+
+def score_any(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate:
+    """The candidate with its packs chosen and its cycles."""
+    if candidate.vector not in facts.reduces:
+        return score(facts, candidate, machine)
+    return score_across(facts, candidate, machine)
+
+
+def candidates(facts: Facts) -> Iterator[Candidate]:
+    """What is worth scoring: every output loop as vector loop with some widths, each with the tiles
+    that fit beside it; reduce loops as vector loops, alone or with a tile; no vector at all."""
+    yield Candidate()
+    for vector, extent in facts.outputs.items():
+        if extent == 1:
+            continue
+        for vectors in VECTORS:
+            width = min(extent, vectors * facts.lanes)
+            if facts.reduces and vectors > 1 and vectors * (facts.states + 1) > facts.registers:
+                break
+            for tile in tiles(facts, vector, -(-width // facts.lanes)):
+                candidate = Candidate(vector, width, tile)
+                yield candidate
+                blocks = blocks_of(facts, candidate)
+                if blocks:
+                    yield replace(candidate, block=blocks.inside)
+            if width == extent:
+                break
+    combiners = [r.combiner for r in facts.nest.reduces]
+    if len(combiners) == 1 and combiners[0].associative and combiners[0].commutative:
+        yield from across(facts)
+        yield from dots(facts)

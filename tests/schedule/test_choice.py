@@ -1,0 +1,88 @@
+"""The cheapest candidate is found without scoring all, and once for nests that are alike."""
+
+from __future__ import annotations
+
+import pytest
+from schedule_nests import buffer, kernel, load, nest, var
+
+from convgen.bench.cases import CASES
+from convgen.ir.nodes import Edge, Kernel, Op
+from convgen.passes.lower import lower
+from convgen.schedule.alike import names_of, renamed, without_names
+from convgen.schedule.bounds import least_cycles
+from convgen.schedule.choice import candidates, cheapest, score_any
+from convgen.schedule.facts import Facts, facts_of
+from convgen.schedule.machine import machine_of
+from convgen.schedule.tiles import Candidate
+from convgen.target import target
+from convgen.types import f32
+
+SUBJECTS = [
+    ("res1", "forward"),
+    ("vgg1_1", "weights"),
+    ("vgg1_2", "weights"),
+    ("res5_3x3", "forward"),
+    ("lenet2", "input"),
+    ("grp", "weights"),
+    ("dw3", "forward"),
+]
+
+
+def facts_of_case(name: str, which: str, where: str) -> Facts:
+    subject = lower(CASES[name].program(which, "nhwc", f32))
+    (body,) = subject.nests()
+    return facts_of(body, subject, target(where))
+
+
+@pytest.mark.parametrize("where", ["x86-64-v3", "x86-64-v4"])
+@pytest.mark.parametrize(("name", "which"), SUBJECTS)
+def test_what_is_left_out_is_not_cheaper(name: str, which: str, where: str) -> None:
+    facts, machine = facts_of_case(name, which, where), machine_of(target(where))
+    found = list(candidates(facts))
+    scored = [score_any(facts, c, machine) for c in found]
+    for candidate, one in zip(found, scored, strict=True):
+        assert least_cycles(facts, candidate, machine) <= one.cycles
+    assert cheapest(facts, machine) == min(scored, key=lambda c: c.cycles)
+    assert cheapest(facts, machine, 2) == sorted(scored, key=lambda c: c.cycles)[2]
+
+
+def test_the_bound_is_near() -> None:
+    """Most candidates of a resident product are told without their score."""
+    facts, machine = facts_of_case("go3", "forward", "x86-64-v4"), machine_of(target("x86-64-v4"))
+    least = cheapest(facts, machine).cycles
+    bounds = [least_cycles(facts, c, machine) for c in candidates(facts)]
+    assert sum(bound <= least for bound in bounds) <= len(bounds) / 2
+
+
+def rows(names: str, size: int = 40, edge: Edge | None = None) -> Kernel:
+    """out[i, j] = sum(k: A[i, k] * B[k, j]) in other names: i, j, k, A, B, out."""
+    i, j, k, a, b, out = names
+    left = load(a, var(i), var(k), edges=(None, edge))
+    body = Op("mul", (left, load(b, var(k), var(j))), f32)
+    return kernel(
+        (
+            buffer(a, (30, size)),
+            buffer(b, (size, 50)),
+            buffer(out, (30, 50), "output"),
+        ),
+        nest(out, {i: 30, j: 50}, body, {k: size}, out=out),
+    )
+
+
+def test_names_do_not_matter_and_all_else_does() -> None:
+    machine = target("x86-64-v4")
+
+    def facts(subject: Kernel) -> Facts:
+        (body,) = subject.nests()
+        return facts_of(body, subject, machine)
+
+    one, other = facts(rows("ijkABY")), facts(rows("kxqXAM"))
+    assert without_names(one) == without_names(other)
+    assert hash(without_names(one)) == hash(without_names(other))
+    chosen, moved = (cheapest(f, machine_of(machine)) for f in (one, other))
+    assert moved == renamed(chosen, names_of(one), names_of(other)) != chosen
+    mine = Candidate("j", 8, (("i", (6,)),), frozenset("B"), "k")
+    theirs = Candidate("x", 8, (("k", (6,)),), frozenset("A"), "q")
+    assert renamed(mine, names_of(one), names_of(other)) == theirs
+    for different in (rows("ijkABY", 41), rows("ijkABY", edge=Edge("zero"))):
+        assert without_names(one) != without_names(facts(different))
