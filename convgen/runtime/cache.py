@@ -35,6 +35,7 @@ _MAGIC = b"convgen record 1\n"
 _SUFFIX = ".record"
 CERTIFICATE = ".certificate"  # what was checked of the kernel of that key
 DETAILS = ".details"  # what its report says of it
+TUNED = ".tuned"  # what a search measured; it stands by itself
 _STALE = 3600.0  # seconds after which a temporary file of a killed process is removed
 _MOST = 2048  # records kept; the oldest go first
 
@@ -207,7 +208,7 @@ def _tidy(place: Path) -> None:
         with contextlib.suppress(OSError):
             if path.suffix == ".tmp" and now - path.stat().st_mtime > _STALE:
                 path.unlink()
-            elif path.suffix == _SUFFIX:
+            elif path.suffix in (_SUFFIX, TUNED):
                 records.append((path.stat().st_mtime, path))
     for _, path in sorted(records)[: max(0, len(records) - _MOST + 1)]:
         with contextlib.suppress(OSError):

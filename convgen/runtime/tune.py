@@ -15,8 +15,6 @@ from convgen.symbolic.program import Program
 from convgen.target import Target
 from convgen.target import target as target_of
 
-_SUFFIX = ".tuned"
-
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
@@ -50,7 +48,7 @@ def tune(
     key = cache.key_of(
         "search", str(program), machine.key(), workers, count, cache.sources_digest()
     )
-    record = cache.load(key, _SUFFIX)
+    record = cache.load(key, cache.TUNED)
     if record is not None:
         trials = tuple((str(text), float(taken)) for text, taken in record.facts["trials"])
         return Tuned(trials[0][0], trials, True)
@@ -62,5 +60,5 @@ def tune(
 
     found = search(lowered(program, in_place=True), machine, count, measure)
     trials = tuple((str(t.schedule), t.seconds) for t in found)
-    cache.store(key, cache.Record({"trials": [list(t) for t in trials]}, {}), _SUFFIX)
+    cache.store(key, cache.Record({"trials": [list(t) for t in trials]}, {}), cache.TUNED)
     return Tuned(trials[0][0], trials)

@@ -119,13 +119,14 @@ def test_leftovers_of_killed_writers_are_removed() -> None:
     assert fresh.exists()
 
 
-def test_the_oldest_records_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("suffix", [".record", cache.TUNED])
+def test_the_oldest_records_go_first(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "_MOST", 3)
     keys = [cache.key_of(i) for i in range(5)]
     for age, key in enumerate(keys):
-        cache.store(key, RECORD)
-        os.utime(folder() / f"{key}.record", (1000 + age, 1000 + age))
-    assert [cache.load(k) is not None for k in keys] == [False, False, True, True, True]
+        cache.store(key, RECORD, suffix)
+        os.utime(folder() / f"{key}{suffix}", (1000 + age, 1000 + age))
+    assert [cache.load(k, suffix) is not None for k in keys] == [False, False, True, True, True]
 
 
 WRITER = """
