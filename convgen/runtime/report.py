@@ -158,7 +158,9 @@ class Report:
         yield from (f"note: {note}" for note in self.notes)
         for name, why, times in self.copied:
             yield f"copied: {name}, {why}, {_count(times, 'time')}"
-        if self.packs:
+        if self.packs and not self.calls:
+            yield f"packing: {', '.join(self.packs)} in each call, or ahead with prepare()"
+        elif self.packs:
             inside = _count(self.packed_in_call, "call")
             yield (
                 f"packing: {', '.join(self.packs)} packed inside {inside} of {self.calls}, "

@@ -126,6 +126,7 @@ def test_prepared_weights_are_packed_once() -> None:
     x, w, b = inputs(program)
     kernel = compile(program, schedule=PACKING)
     assert kernel.report().packs == ("W",)
+    assert "packing: W in each call, or ahead with prepare()" in str(kernel.report())
     want = kernel(x, w, b)
     packed = kernel.prepare(W=w)
     w[:] = 0  # the handle keeps what it was given
