@@ -54,15 +54,18 @@ def blocks_of(facts: Facts, candidate: Candidate) -> Blocks | None:
     windows = [w for o in body for w in o.windows]
     far = {n for w in windows if set(around) & w.keys() for n in w if n in facts.outputs}
     counts = tiles_along(facts, candidate)
-    free = [n for n, _ in candidate.tile if n not in far] + [candidate.vector]
-    even = [n for n, cover in candidate.tile if len(cover) == 1] + [candidate.vector]
-    shares = {n: share for n in free if n in even and (share := _share(counts[n]))}
-    if not shares or far & {*free, *dict(candidate.tile)}:
+    cut = dict(candidate.tile)
+    if far & {*cut, candidate.vector}:
+        return None
+    free = [n for n in (*cut, candidate.vector, *facts.outputs) if n not in far]
+    even = (n for n in free if len(cut.get(n, (1,))) == 1)
+    shares = {n: share for n in even if (share := _share(counts[n]))}
+    if not shares:
         return None
     shared = next(iter(shares))
-    near = [n for n in (*free, *facts.outputs) if n not in far and counts[n] > 1]
+    near = [n for n in free if counts[n] > 1]
     inner = counts | {shared: counts[shared] // shares[shared]}
-    if not any(inner[n] > 1 and n not in o.strides for n in near for o in body):
+    if not any(inner[n] > 1 and n not in o.strides for n in (*near, *far) for o in body):
         return None  # what one tile reads alone gains nothing from staying
     found = Blocks(
         inside,
@@ -104,7 +107,9 @@ def _touched(operand: Operand, moving: dict[str, int]) -> float:
     total = math.prod(moving.get(n, 1) for n in operand.strides if n not in joint)
     for window in operand.windows:
         total *= 1 + sum(step * (moving.get(n, 1) - 1) for n, step in window.items())
-    run = math.prod(moving.get(n, 1) for n, step in operand.strides.items() if step == 1)
+    run = 1  # elements side by side
+    for step, count in sorted((abs(s or 0), moving.get(n, 1)) for n, s in operand.strides.items()):
+        run += step * (count - 1) if step <= run else 0
     return total * max(1.0, LINE / (operand.bytes * run))
 
 
@@ -118,14 +123,15 @@ def block_cycles(facts: Facts, candidate: Candidate, points: float, machine: Mac
 
 def streamed_cycles(facts: Facts, candidate: Candidate, machine: Machine) -> float:
     """What an iteration of a tile waits for the lines that its block brings into the first cache,
-    from where the whole operand stays."""
+    from where the whole operand stays; loops that change what is read do not change all of it."""
     blocks = blocks_of(facts, candidate)
     if blocks is None:
         return 0.0
-    waiting = sum(
-        size / machine.rate_from(level_of(o.elements * o.bytes, facts.caches, STAYS))
-        for o, size in bytes_of_block(facts, blocks)
-    )
+    waiting = 0.0
+    for operand, size in bytes_of_block(facts, blocks):
+        stays = math.prod(facts.outputs[n] for n in blocks.far if n not in operand.strides)
+        level = level_of(operand.elements * operand.bytes, facts.caches, STAYS)
+        waiting += size / machine.rate_from(level) / stays
     return waiting / (blocks.tiles * facts.reduces[blocks.inside])
 
 

@@ -87,6 +87,38 @@ def test_a_block_stays_in_the_first_cache() -> None:
     assert read(8) is None  # too few iterations beside the states
 
 
+def test_a_row_of_few_channels_is_whole_lines() -> None:
+    """The channels of neighbouring pixels lie side by side; what only another row of taps reads
+    again stays too."""
+    machine = target("x86-64-v3")
+    subject = gradient(64, 3, 112)
+    facts = facts_of(next(subject.nests()), subject, machine)
+    found = blocks_of(facts, Candidate("k", 8, (("c", (3,)), ("s", (3,)))))
+    assert found and found.far == ("r",) and not found.near[1:]
+    (_, first), (_, second) = bytes_of_block(facts, found)
+    assert sorted((first, second)) == [4 * 114 * 3, 112 * 64]  # dY by half lines
+
+
+def test_loops_that_no_tile_cuts_are_shared_out() -> None:
+    n, g, k, c, y, x, s = (var(a) for a in "ngkcyxs")
+    subject = kernel(
+        (
+            buffer("dY", (2, 3, 24, 8, 4)),
+            buffer("X", (2, 3, 26, 8, 4)),
+            buffer("dW", (8, 4, 4, 3), "output"),
+        ),
+        nest(
+            "dW",
+            {"g": 8, "k": 4, "c": 4, "s": 3},
+            Op("mul", (load("dY", n, y, x, g, k), load("X", n, y, x + s, g, c)), f32),
+            {"n": 2, "y": 3, "x": 24},
+        ),
+    )
+    facts = facts_of(next(subject.nests()), subject, target("x86-64-v3"))
+    found = blocks_of(facts, Candidate("c", 4, (("k", (2,)), ("s", (3,)))))
+    assert found and (found.shared, found.tasks, found.near) == ("g", 8, ("k", "g"))
+
+
 def test_edges_along_a_loop() -> None:
     subject = gradient(32, 16, 13, 2)
     (body,) = subject.nests()
