@@ -38,7 +38,8 @@ class Mod:
 Atom: TypeAlias = "str | FloorDiv | Mod"
 
 
-def _key(atom: Atom) -> tuple[int, str]:
+def _key(term: tuple[Atom, int]) -> tuple[int, str]:
+    atom = term[0]
     return (0, atom) if isinstance(atom, str) else (1, str(atom))
 
 
@@ -74,7 +75,8 @@ class Affine:
         for atom, coefficient in terms:
             total[atom] = total.get(atom, 0) + coefficient
         kept = [(a, c) for a, c in total.items() if c]
-        kept.sort(key=lambda item: _key(item[0]))
+        if len(kept) > 1:
+            kept.sort(key=_key)
         return Affine(tuple(kept), constant)
 
     def __add__(self, other: Affine | int) -> Affine:

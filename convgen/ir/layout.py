@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_lowercase
 
-from convgen.affine import Affine
+from convgen.affine import Affine, Atom
 from convgen.errors import InternalError, ShapeError
 from convgen.ir.nodes import Buffer, Layout
 from convgen.ir.simplify import simplify_affine
@@ -125,15 +125,17 @@ def flat_offset(
         raise InternalError(
             f"buffer {buffer.name}: wanted {len(buffer.shape)} indices, saw {len(index)}"
         )
-    total = Affine()
+    terms: list[tuple[Atom, int]] = []
+    constant = 0
     for digit in digits(buffer.shape, buffer.layout):
         place = index[digit.dimension] + halo_of(buffer.layout, digit.dimension)[0]
         if digit.divisor > 1:
             place = simplify_affine(place // digit.divisor, ranges or {})
         if not digit.outermost:
             place = simplify_affine(place % digit.extent, ranges or {})
-        total = total + place * digit.stride
-    return simplify_affine(total, ranges or {})
+        terms += [(atom, c * digit.stride) for atom, c in place.terms]
+        constant += place.constant * digit.stride
+    return simplify_affine(Affine.build(terms, constant), ranges or {})
 
 
 def is_rowmajor(buffer: Buffer) -> bool:

@@ -11,6 +11,7 @@ from convgen.schedule.cost import (
     NestCycles,
     TileCycles,
     all_packed,
+    is_long,
     lanes_of,
     share_run,
     tiling_of,
@@ -27,7 +28,9 @@ def least_cycles(facts: Facts, candidate: Candidate, machine: Machine) -> float:
     tiling, lanes = tiling_of(facts, candidate), lanes_of(facts, candidate)
     fixed, moved = _loads(facts, candidate)
     whole = math.prod(facts.reduces.values())
-    latency, packed = machine.latency * facts.states, all_packed(facts, candidate)
+    latency, packed = machine.latency * facts.states, candidate
+    if is_long(facts):
+        packed = all_packed(facts, candidate)
     total = 0.0
     for width, count in tiling.chunks.items():
         vectors, rates = vector_count(width, lanes), rates_for(machine, width, lanes)

@@ -292,12 +292,13 @@ def _bytes_until_shared(facts: Facts, operand: Operand, part: Mapping[str, int])
     shared = [n for n, e in facts.outputs.items() if n not in operand.strides and e > 1]
     if not shared:
         return math.inf
-    outside = [
-        name
-        for name in facts.outputs.keys() & operand.strides.keys()
-        if all((s.get(name) or 0) > min(s.get(n) or 0 for n in shared) for s in facts.store_strides)
-    ]
-    return bytes_of_part(facts, operand, {name: part.get(name, 1) for name in outside})
+    least = [(s, min(s.get(n) or 0 for n in shared)) for s in facts.store_strides]
+    outside = {
+        name: part.get(name, 1)
+        for name in facts.outputs
+        if name in operand.strides and all((s.get(name) or 0) > step for s, step in least)
+    }
+    return bytes_of_part(facts, operand, outside)
 
 
 def bandwidth_of(facts: Facts, size: float, machine: Machine) -> float:

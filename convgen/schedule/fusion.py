@@ -108,12 +108,15 @@ class Fusion:
                 if {s.buffer for s in n.stores} == written and {*_read(n)} & {*_read(nest)}
             ]
             together = join(*found, nest=name)
+            others = [n for n in self.kernel.nests() if n.name in found]
+            if not found or not is_light(nest, self.kernel, *others):
+                continue
             try:
                 kernel = together.apply(self.kernel, self.target)
             except ScheduleError:
                 continue
             joined = next(n for n in kernel.nests() if n.name == name)
-            if found and is_stream(joined, kernel, self.target):
+            if is_stream(joined, kernel, self.target):
                 self.attempt(together)
 
     def join_reduces(self) -> None:

@@ -8,8 +8,9 @@ that, everything is read again for every iteration.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import permutations
 
 from convgen.ir.nodes import Kernel, Nest
@@ -76,10 +77,12 @@ def best_order(
     inner |= {o.base for o in nest.loops if o.segments and o.name in inner}
     bases = {o.name: o.base for o in nest.loops if o.segments}
 
-    def cost(order: Sequence[str]) -> float:
-        return _cycles(order, inner, bases, counts, walks, target, machine)
+    @cache
+    def touched(loops: frozenset[str]) -> int:
+        inside = {*inner, *loops, *(bases[name] for name in loops & bases.keys())}
+        return sum(walk.footprint(inside) for walk in walks)
 
-    costs = {order: cost(order) for order in permutations(free)}
+    costs = {o: _cycles(o, counts, touched, target, machine) for o in permutations(free)}
     enough = ENOUGH * min(costs.values())
     chosen = next(order for order, found in costs.items() if found <= enough)
     fixed = [name for name in outer if name not in free]
@@ -113,23 +116,18 @@ def _walks(nest: Nest, kernel: Kernel) -> list[_Walk]:
 
 def _cycles(
     order: Sequence[str],
-    inner: set[str],
-    bases: dict[str, str],
     counts: dict[str, int],
-    walks: Sequence[_Walk],
+    touched: Callable[[frozenset[str]], int],
     target: Target,
     machine: Machine,
 ) -> float:
-    """Cycles that the bytes from beyond the second cache take, and from beyond a third."""
+    """Cycles that the bytes from beyond the second cache take, and from beyond a third. touched:
+    the bytes of what is inside some of the outer loops."""
     total = 0.0
     beyond = [(target.l2, machine.l3), (target.l3, machine.memory)]
     for capacity, rate in beyond if target.l3 else [(target.l2, machine.memory)]:
-        inside = set(inner)
-        touched = [w.footprint(inside) for w in walks]
         left = list(order)
-        while left and sum(touched) <= FILLED * capacity:
-            name = left.pop()
-            inside |= {name, bases.get(name, name)}
-            touched = [w.footprint(inside) for w in walks]
-        total += sum(touched) * math.prod(counts[n] for n in left) / rate
+        while left and touched(frozenset(order[len(left) :])) <= FILLED * capacity:
+            left.pop()
+        total += touched(frozenset(order[len(left) :])) * math.prod(counts[n] for n in left) / rate
     return total

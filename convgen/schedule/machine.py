@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from convgen.target import Target
 
@@ -73,6 +74,7 @@ def machine_of(target: Target) -> Machine:
     )
 
 
+@lru_cache(maxsize=256)
 def rates_for(machine: Machine, width: int, lanes: int) -> Machine:
     """The rates for vectors of so many lanes: whole ones may take two turns, short ones do not."""
     short = 1

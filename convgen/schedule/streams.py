@@ -35,11 +35,14 @@ LINE = 64  # bytes of memory that come together
 TASKS = 128  # beyond which no further loop is made parallel
 
 
-def is_light(nest: Nest, kernel: Kernel) -> bool:
-    """True for a nest that reads its operands few times: bytes count, not operations."""
-    sizes = [size_in_elements(kernel.buffer(o.buffer)) for o in loads_of(nest)]
-    sizes += [size_in_elements(kernel.buffer(s.buffer)) for s in nest.stores]
-    return iterations(nest) <= REUSE * max(sizes, default=1)
+def is_light(nest: Nest, kernel: Kernel, *others: Nest) -> bool:
+    """True for a nest that reads its operands few times: bytes count, not operations. With others,
+    for all of them in one pass."""
+    nests = (nest, *others)
+    touched = {o.buffer for n in nests for o in loads_of(n)}
+    touched |= {s.buffer for n in nests for s in n.stores}
+    largest = max((size_in_elements(kernel.buffer(b)) for b in touched), default=1)
+    return max(map(iterations, nests)) <= REUSE * largest
 
 
 def iterations(nest: Nest) -> int:
