@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
 
+from convgen.affine import Affine
 from convgen.ir.nodes import Kernel, Nest
-from convgen.ir.regions import loop_extent
+from convgen.ir.regions import loop_extent, loop_ranges
+from convgen.ir.simplify import Ranges, simplify_affine
 from convgen.schedule.access import in_loops, loads_of, strides_of, trips
 from convgen.schedule.machine import FILLED, Machine
 from convgen.schedule.reuse import LINE
@@ -95,14 +97,15 @@ def _walks(nest: Nest, kernel: Kernel) -> list[_Walk]:
         if loop.segments:
             starts = [s.start + s.size * (s.count - 1) for s in loop.segments if s.count]
             reach[loop.base] = max(starts, default=0)
+    ranges = loop_ranges(nest)
     places = [(load.buffer, load.index) for load in loads_of(nest)]
     places += [(s.buffer, s.index) for s in nest.stores]
     found: list[_Walk] = []
     for name, index in dict.fromkeys(places):
         buffer = kernel.buffer(name)
+        dims = _whole_dims(buffer.shape, [in_loops(nest, one) for one in index], ranges)
         moves: list[dict[str, int]] = []
-        for size, one in zip(buffer.shape, index, strict=True):
-            place = in_loops(nest, one)
+        for size, place in dims:
             hidden = place.hidden_names()
             moves.append(
                 {
@@ -110,7 +113,22 @@ def _walks(nest: Nest, kernel: Kernel) -> list[_Walk]:
                     for n in place.names()
                 }
             )
-        found.append(_Walk(buffer.shape, tuple(moves), buffer.dtype.bytes))
+        found.append(_Walk(tuple(size for size, _ in dims), tuple(moves), buffer.dtype.bytes))
+    return found
+
+
+def _whole_dims(
+    sizes: Sequence[int], places: Sequence[Affine], ranges: Ranges
+) -> list[tuple[int, Affine]]:
+    """Dimensions with their indices; neighbours that a fused loop moves are one."""
+    found: list[tuple[int, Affine]] = []
+    for size, place in zip(sizes, places, strict=True):
+        before = found[-1] if found else (1, Affine())
+        if place.hidden_names() & before[1].hidden_names():
+            joined = simplify_affine(before[1] * size + place, ranges)
+            found[-1] = (before[0] * size, joined)
+        else:
+            found.append((size, place))
     return found
 
 

@@ -61,7 +61,7 @@ def stream(nest: Nest, kernel: Kernel, target: Target) -> list[Directive]:
     vector, copied = _vector_loop(nest, kernel, lanes)
     if not nest.reduces or not vector or not is_light(nest, kernel):
         return []
-    if copied and len(_leaders(nest)) < 2:
+    if len(_leaders(nest)) < 2 and (copied or _comes_again(nest, kernel, vector, target)):
         return []  # a tile that reads its vectors again is worth more
     if nest.guards or any(r.guards for r in nest.reduces):
         return []
@@ -74,6 +74,18 @@ def stream(nest: Nest, kernel: Kernel, target: Target) -> list[Directive]:
 def is_stream(nest: Nest, kernel: Kernel, target: Target) -> bool:
     """True where that recipe has directives for a nest."""
     return bool(stream(nest, kernel, target))
+
+
+def _comes_again(nest: Nest, kernel: Kernel, vector: str, target: Target) -> bool:
+    """True where an output loop goes over an operand again that no cache of a core holds."""
+    outer = [o for o in nest.loops if o.reduce is None and o.name != vector and o.extent > 1]
+    for load in loads_of(nest):
+        buffer = kernel.buffer(load.buffer)
+        moving = {n for index in load.index for n in in_loops(nest, index).names()}
+        if size_in_elements(buffer) * buffer.dtype.bytes > target.l2:
+            if any(o.name not in moving for o in outer):
+                return True
+    return False
 
 
 def _leaders(nest: Nest) -> list[int]:

@@ -1,0 +1,30 @@
+"""Products with a matrix that no cache of a core holds: it is walked once."""
+
+from __future__ import annotations
+
+import pytest
+
+from convgen.ir.nodes import Kernel, LoopKind
+from convgen.passes.lower import lower
+from convgen.schedule.recipes import default_schedule
+from convgen.symbolic.parse import parse
+from convgen.target import target
+
+
+def scheduled(rows: int, text: str, shapes: dict[str, tuple[int, ...]], where: str) -> Kernel:
+    subject = lower(parse(text, D=(rows, 300), **shapes))
+    return default_schedule(subject, target(where)).apply(subject, target(where))
+
+
+@pytest.mark.parametrize("where", ["x86-64-v4", "x86-64-v3"])
+@pytest.mark.parametrize("rows", [9, 16, 49])
+def test_rows_are_in_the_tile_and_inside_the_columns(rows: int, where: str) -> None:
+    """The loops of c, r, s are one; what moves along it comes from memory, and serves all rows."""
+    text = "T[p, c, r, s] = sum(k: D[p, k] * W[k, c, r, s])"
+    after = scheduled(rows, text, {"W": (300, 150, 9, 9)}, where)
+    [nest] = after.nests()
+    kinds = {o.name: o.kind for o in nest.loops}
+    assert LoopKind.UNROLL in {kind for name, kind in kinds.items() if name.startswith("p")}
+    names = [o.name for o in nest.loops]
+    rest = [n for n in names if n.startswith("p") and kinds[n] is not LoopKind.UNROLL]
+    assert all(names.index("c_r_s_out") < names.index(n) for n in rest)
