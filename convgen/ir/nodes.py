@@ -184,20 +184,23 @@ class Broadcast:
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
-    """FLAT only: `lanes` lanes of a vector from `lane` on; one of them is a scalar."""
+class Lanes:
+    """FLAT only: the lanes of a vector that `picked` names, in that order; one is a scalar."""
 
     value: Expr
-    lane: int
-    lanes: int = 1
+    picked: tuple[int, ...]
 
     @property
     def dtype(self) -> DType:
         return self.value.dtype
 
+    @property
+    def lanes(self) -> int:
+        return len(self.picked)
+
 
 Expr: TypeAlias = "Const | Index | Load | Param | Reduced | Op | Register | _VectorExpr"
-_VectorExpr: TypeAlias = "VectorLoad | Gather | Broadcast | Lane"
+_VectorExpr: TypeAlias = "VectorLoad | Gather | Broadcast | Lanes"
 
 
 # ---------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from convgen.ir.nodes import (
     If,
     Index,
     Kernel,
-    Lane,
+    Lanes,
     Layout,
     Let,
     Load,
@@ -97,9 +97,8 @@ def text_of(expr: Expr, names: Names | None = None, outer: int = 0) -> str:
         return f"{expr.buffer}[each {text_of(expr.offset)}{first}{_where(expr.mask)}]"
     if isinstance(expr, Broadcast):
         return f"splat({text_of(expr.value)}, {expr.lanes})"
-    if isinstance(expr, Lane):
-        run = f"{expr.lane}" if expr.lanes == 1 else f"{expr.lane} : {expr.lanes}"
-        return f"{text_of(expr.value, names, 9)}.lane({run})"
+    if isinstance(expr, Lanes):
+        return f"{text_of(expr.value, names, 9)}.{_picked(expr.picked)}"
     if isinstance(expr, Const):
         number = _number(expr)
         return number if expr.lanes == 1 else f"splat({number}, {expr.lanes})"
@@ -113,6 +112,13 @@ def text_of(expr: Expr, names: Names | None = None, outer: int = 0) -> str:
             else inner
         )
     return expr.name
+
+
+def _picked(lanes: tuple[int, ...]) -> str:
+    first, count = lanes[0], len(lanes)
+    if lanes == tuple(range(first, first + count)):
+        return f"lane({first})" if count == 1 else f"lane({first} : {count})"
+    return f"lanes({' '.join(map(str, lanes))})"
 
 
 def _operation(op: Op, names: Names, outer: int) -> str:

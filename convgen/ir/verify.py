@@ -21,7 +21,7 @@ from convgen.ir.nodes import (
     If,
     Index,
     Kernel,
-    Lane,
+    Lanes,
     Let,
     Load,
     Loop,
@@ -278,10 +278,12 @@ class _Verifier:
         elif isinstance(expr, Broadcast):
             self._expr(expr.value, scope)
             _want(expr.value.lanes == 1, f"{where}: splat", "1 lane", expr.value.lanes)
-        elif isinstance(expr, Lane):
+        elif isinstance(expr, Lanes):
             self._expr(expr.value, scope)
-            lanes, stop = expr.value.lanes, expr.lane + expr.lanes
-            _want(0 <= expr.lane < stop <= lanes, f"{where}: lane", f"below {lanes}", expr.lane)
+            _want(expr.lanes > 0, f"{where}: lanes", "at least one", 0)
+            for lane in expr.picked:
+                inside = 0 <= lane < expr.value.lanes
+                _want(inside, f"{where}: lane", f"below {expr.value.lanes}", lane)
 
     def _load(self, load: Load, scope: _Scope) -> None:
         at = f"{scope.where}: load of {load.buffer}"

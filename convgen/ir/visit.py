@@ -17,7 +17,7 @@ from convgen.ir.nodes import (
     Gather,
     If,
     Index,
-    Lane,
+    Lanes,
     Let,
     Load,
     Nest,
@@ -40,7 +40,7 @@ def children(expr: Expr) -> tuple[Expr, ...]:
         return tuple(e.value for e in expr.edges if e is not None and e.value is not None)
     if isinstance(expr, (VectorLoad, Gather)):
         return (expr.offset,) if expr.mask is None else (expr.offset, expr.mask)
-    if isinstance(expr, (Broadcast, Lane)):
+    if isinstance(expr, (Broadcast, Lanes)):
         return (expr.value,)
     return ()
 
@@ -65,7 +65,7 @@ def map_children(expr: Expr, rewrite: ExprRewrite) -> Expr:
         if offset is expr.offset and mask is expr.mask:
             return expr
         return replace(expr, offset=offset, mask=mask)
-    if isinstance(expr, (Broadcast, Lane)):
+    if isinstance(expr, (Broadcast, Lanes)):
         value = rewrite(expr.value)
         return expr if value is expr.value else replace(expr, value=value)
     return expr

@@ -28,7 +28,7 @@ from convgen.ir.nodes import (
     If,
     Index,
     Kernel,
-    Lane,
+    Lanes,
     Layout,
     Let,
     Load,
@@ -286,7 +286,7 @@ def test_vector_loads_strides_valid_lanes_masks_and_gathers() -> None:
         (VectorLoad("X", at(8), 1, f32, 4, 4, odd), [8, 9, 0, 0]),
         (Gather("X", ramp, f32, 4, 4), [0, 3, 6, 9]),
         (Gather("X", ramp, f32, 4, 4, odd), [0, 3, 0, 0]),
-        (Broadcast(Lane(VectorLoad("X", at(4), 1, f32, 4, 4), 2), 4), [6, 6, 6, 6]),
+        (Broadcast(Lanes(VectorLoad("X", at(4), 1, f32, 4, 4), (2,)), 4), [6, 6, 6, 6]),
     ]
     for expr, want in cases:
         kernel = flat(Store("Y", at(0), 1, expr, 4))

@@ -25,7 +25,7 @@ from convgen.ir.nodes import (
     If,
     Index,
     Kernel,
-    Lane,
+    Lanes,
     Layout,
     Let,
     Load,
@@ -130,7 +130,7 @@ def flat() -> Kernel:
                     If(
                         Op("lt", (Index(A("o")), Const(4, i64)), bool_),
                         Store("Y", Index(A("o")), 1, acc, 3),
-                        Store("Y", Index(A("o")), 1, Lane(acc, 2), 1),
+                        Store("Y", Index(A("o")), 1, Lanes(acc, (2,)), 1),
                     ),
                 )
             ),
@@ -249,7 +249,7 @@ FLAT_REFUSED: list[tuple[Any, str]] = [
     (If(one, Block(())), "wanted a bool of 1 lane"),
     (For("i", A("k"), A(3), 1, Block(())), r"saw \['k'\]"),
     (For("i", A(0), A(3), 0, Block(())), "wanted a step >= 1, saw 0"),
-    (Set("r", Lane(Const(1.0, f32, 4), 4)), "lane: wanted below 4, saw 4"),
+    (Set("r", Lanes(Const(1.0, f32, 4), (4,))), "lane: wanted below 4, saw 4"),
     (Set("r", Load("X", (A("begin"),), (None,), f32)), "wanted a VectorLoad"),
 ]
 

@@ -38,7 +38,7 @@ from convgen.ir.nodes import (
     If,
     Index,
     Kernel,
-    Lane,
+    Lanes,
     Let,
     Load,
     Op,
@@ -416,11 +416,11 @@ class _Phase:
                 return self._index(value, stride, lanes)
             case Broadcast(value, lanes):
                 return b.splat(self._expr(value), lanes)
-            case Lane(value, lane, lanes):
+            case Lanes(value, picked):
                 whole = self._expr(value)
-                if lanes == 1:
-                    return b.extract(whole, lane)
-                return memory.shuffle(b, whole, list(range(lane, lane + lanes)))
+                if len(picked) == 1:
+                    return b.extract(whole, picked[0])
+                return memory.shuffle(b, whole, list(picked))
             case VectorLoad():
                 return self._load(expr)
             case Gather():

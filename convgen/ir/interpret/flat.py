@@ -20,7 +20,7 @@ from convgen.ir.nodes import (
     Gather,
     If,
     Index,
-    Lane,
+    Lanes,
     Let,
     Op,
     Register,
@@ -191,12 +191,10 @@ class FlatRun:
         if isinstance(expr, Broadcast):
             inner, lanes = self._expr(expr.value, known, variables), expr.lanes
             return lambda: np.full(lanes, inner())
-        if isinstance(expr, Lane):
-            inner, lane = self._expr(expr.value, known, variables), expr.lane
-            if expr.lanes > 1:
-                part = slice(lane, lane + expr.lanes)
-                return lambda: inner()[part]
-            return lambda: inner()[lane]
+        if isinstance(expr, Lanes):
+            inner = self._expr(expr.value, known, variables)
+            picked = list(expr.picked) if expr.lanes > 1 else expr.picked[0]
+            return lambda: inner()[picked]
         raise self._fail(f"{type(expr).__name__} in a FLAT body")
 
     def _op(self, op: Op, args: list[Get]) -> Get:

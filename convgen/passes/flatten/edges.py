@@ -15,6 +15,7 @@ from convgen.ir.nodes import (
     Expr,
     Gather,
     Index,
+    Lanes,
     Load,
     Op,
     VectorLoad,
@@ -24,6 +25,7 @@ from convgen.ir.sums import factors
 from convgen.ir.visit import loads
 from convgen.passes.flatten.scope import LANE, Scope
 from convgen.passes.flatten.values import Place, Values, lane_ranges
+from convgen.passes.flatten.windows import window_of
 from convgen.types import i64
 
 FOLDING = ("reflect", "replicate", "circular")
@@ -191,6 +193,10 @@ class Elements(Values):
         base = offset.without(LANE)
         where = self.integer(base, scope, folds)
         if where.lanes > 1:
+            if vector is None:
+                shuffled = self._shuffled(buffer, offset, folds, scope, scalar)
+                if shuffled is not None:
+                    return shuffled
             where = self.integer(offset, scope, folds)
             mask = self.all_of(c for c in (scalar, vector) if c is not None)
             if mask is not None:
@@ -208,6 +214,29 @@ class Elements(Values):
             if reach.value.constant > 0 or stride < 0:
                 return self._masked(load, scalar, where)
         return self.emitter.share(load)
+
+    def _shuffled(
+        self,
+        buffer: Buffer,
+        offset: Affine,
+        folds: dict[str, Expr],
+        scope: Scope,
+        scalar: Expr | None,
+    ) -> Expr | None:
+        """One load and one shuffle, where lanes read few elements in a fixed pattern."""
+        size = size_in_elements(buffer)
+        window = window_of(offset, scope.valid, scope.lanes, size)
+        if window is None or window.count > size:
+            return None
+        where = self.integer(window.start, scope, folds)
+        if where.lanes > 1:
+            return None
+        if scalar is not None:
+            where = self.select(scalar, where, Index(Affine()))
+        last = max(window.count - 1, 1, *window.picked)
+        lanes = 1 << last.bit_length()
+        load = VectorLoad(buffer.name, where, 1, buffer.dtype, lanes, window.count)
+        return self.emitter.share(Lanes(self.emitter.share(load), window.picked))
 
     def _masked(self, load: VectorLoad, scalar: Expr, where: Expr) -> Expr:
         """A vector that cannot be read at element 0 either: masked by the scalar condition."""

@@ -13,7 +13,7 @@ from convgen.ir.nodes import (
     Attached,
     Buffer,
     Expr,
-    Lane,
+    Lanes,
     Loop,
     Nest,
     Reduced,
@@ -314,8 +314,10 @@ class NestWriter:
         for lane in range(place.scope.valid):
             place_of = simplify_affine(offset.substitute({LANE: lane}), scalar.ranges)
             where = self.values.integer(place_of, scalar)
-            element = self.emitter.share(Lane(value, lane))
-            test = self.emitter.share(Lane(place.mask, lane)) if place.mask is not None else None
+            element = self.emitter.share(Lanes(value, (lane,)))
+            test = None
+            if place.mask is not None:
+                test = self.emitter.share(Lanes(place.mask, (lane,)))
             with self.emitter.when(test):
                 self.emitter.add(Store(buffer.name, where, 0, element, 1))
 

@@ -12,7 +12,7 @@ from convgen.ir.nodes import (
     Const,
     Expr,
     Index,
-    Lane,
+    Lanes,
     Loop,
     Op,
     Param,
@@ -244,14 +244,15 @@ class Reducing:
     def _lanes(self, state: Sequence[Expr], valid: int) -> list[list[Expr]]:
         if state[0].lanes == 1:
             return [list(state)]
-        return [[self.emitter.share(Lane(s, i)) for s in state] for i in range(valid)]
+        return [[self.emitter.share(Lanes(s, (i,))) for s in state] for i in range(valid)]
 
     def _halved(self, state: list[Expr]) -> list[Expr]:
         """The halves of a vector joined until one lane is left."""
         while state[0].lanes > 1:
             half = state[0].lanes // 2
             low, high = (
-                [self.emitter.share(Lane(s, start, half)) for s in state] for start in (0, half)
+                [self.emitter.share(Lanes(s, tuple(range(start, start + half)))) for s in state]
+                for start in (0, half)
             )
             state = self._combined(low, high)
         return state
