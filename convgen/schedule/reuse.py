@@ -20,6 +20,9 @@ def fresh_vectors(
     extents = {n: float(e) for n, e in facts.reduces.items()} | dict(tile)
     slid = {n for window in operand.windows for n in window}
     total = math.prod(tile[n] for n in tile if n in operand.strides and n not in slid)
+    waiting = {
+        n for n in tile if n in operand.strides and n in slid
+    }  # rows that a later loop moves
     advanced = total
     for loop in facts.order:
         window = next((w for w in operand.windows if loop in w), None)
@@ -33,7 +36,9 @@ def fresh_vectors(
         span = 1 + sum(step * (extents[n] - 1) for n, step in steps.items()) / unit
         size = math.prod(extents[n] for n in steps)
         points = math.prod(extents[n] for n in steps if n != loop)
-        between = total * points * width * operand.bytes
+        waiting -= window.keys()
+        rows = points * math.prod(extents[n] for n in waiting)
+        between = total * rows * width * operand.bytes
         brought = min(size, span) if between <= facts.l1 / 2 else size
         ahead = math.prod(extents.get(n, 1) * window[n] for n in window if n in facts.outputs)
         total *= brought

@@ -206,6 +206,19 @@ def test_rows_that_come_from_far_are_not_read_for_every_product() -> None:
     assert bytes_of_part(facts, images, {"y": 28}) == 4 * 57 * 57
 
 
+def test_all_rows_of_a_tile_come_between_two_taps() -> None:
+    """A tile of many rows reads all of them before it comes to the next tap: what that shares with
+    the tap before has left the first cache by then."""
+    machine = target("x86-64-v3")
+    wide = window(1, 128, 8, 24, taps=5, pad=2)
+    (nest,) = wide.nests()
+    facts = facts_of(nest, wide, machine)
+    images = next(o for o in facts.operands if o.load.buffer == "X")
+    assert 128 * 12 * 8 * 4 > facts.l1 / 2 > 128 * 2 * 8 * 4
+    assert fresh_vectors(facts, images, "x", 8, {"y": 12.0}) == 12.0
+    assert fresh_vectors(facts, images, "x", 8, {"y": 2.0}) < 0.5 * 2
+
+
 def gradient_to_taps(taps: int) -> Kernel:
     """dW[k, c, s] = sum(n, x: dY[n, x, k] * X[n, x + s, c])."""
     n, k, c, s, x = (var(a) for a in "nkcsx")
