@@ -25,19 +25,21 @@ from convgen.schedule.directives import (
     inline,
     join,
     parallel,
+    partial,
     reorder,
     split,
     vectorize,
 )
 from convgen.schedule.directives.together import Join, joinable, later_nests
 from convgen.schedule.machine import FILLED
-from convgen.schedule.streams import is_light, is_stream, iterations
+from convgen.schedule.streams import has_tasks, is_light, is_stream, iterations
 from convgen.target import Target
 
 CHEAP = 10  # operations of a map that is computed again for a second reader
 COSTLY = frozenset("div sqrt exp log tanh sigmoid erf pow uniform".split())
 CHUNKS = 8  # chunks that make it worth running stages chunk by chunk
 SHORT = 16  # vectors of a chunk below which several are taken together
+PARTS = 8  # of a sum that are tasks enough
 VECTORS = 8  # vectors of a map that are written out one after another
 
 
@@ -54,6 +56,7 @@ class Fusion:
             self.inline_maps()
         self.join_pieces()
         self.join_reduces()
+        self.part_sums()
         for name in [n.name for n in reversed(list(self.kernel.nests()))]:
             self.gather_stages(name)
 
@@ -138,6 +141,28 @@ class Fusion:
                 found.append(other.name)
             if found or len(nest.reduces) > 1:
                 self.attempt(join(*found, nest=name))
+
+    # -- partial -------------------------------------------------------------------------------
+
+    def part_sums(self) -> None:
+        """Long sums over far operands that leave few outputs, in parts: the tasks that the outputs
+        do not make."""
+        for nest in list(self.kernel.nests()):
+            loops = [o for o in nest.loops if o.reduce is not None]
+            if not loops or not is_stream(nest, self.kernel, self.target):
+                continue
+            read = [self.kernel.buffer(o.buffer) for r in nest.reduces for o in loads(r.body)]
+            large = max((size_in_elements(b) * b.dtype.bytes for b in read), default=0)
+            if large <= self.target.l2 or has_tasks(nest, self.kernel, self.target):
+                continue
+            chosen: list[str] = []
+            parts = 1
+            for loop in loops[:-1]:
+                if parts < PARTS:
+                    chosen.append(loop.name)
+                    parts *= loop.extent
+            if parts > 1:
+                self.attempt(partial(*chosen, nest=nest.name))
 
     # -- compute_at ----------------------------------------------------------------------------
 

@@ -1,11 +1,15 @@
 """The recipe for reductions that are bound by bytes: windows and statistics over arrays whose
 vectors lie in memory as they are needed. Everything is read in the order in which it lies there;
-the window or the first reduce loops are unrolled, the states stay in registers."""
+the window or the first reduce loops are unrolled, the states stay in registers.
+
+Where a long sum reads far operands whose rows do not fit the registers, a few rows at a time are
+walked through from end to end, and the states wait in the first cache from block to block: rows
+read in columns come at a third of the rate."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import product
 
 from convgen.affine import Affine
@@ -32,6 +36,7 @@ WINDOW = 16  # points of a window that are written out
 ROWS = 4  # points of a long reduce that are
 SMALL = 16  # times that a copied operand goes into what is stored
 LINE = 64  # bytes of memory that come together
+FEW = 8  # tasks that a few workers share evenly enough
 TASKS = 128  # beyond which no further loop is made parallel
 
 
@@ -68,7 +73,9 @@ def stream(nest: Nest, kernel: Kernel, target: Target) -> list[Directive]:
     if len(_leaders(nest)) > 1 and _is_long(nest):
         return []
     packs = _packs(nest, kernel, target, copied)
-    return list(_directives(nest, vector, lanes, target, packs)) if packs is not None else []
+    return (
+        list(_directives(nest, kernel, vector, lanes, target, packs)) if packs is not None else []
+    )
 
 
 def is_stream(nest: Nest, kernel: Kernel, target: Target) -> bool:
@@ -86,6 +93,13 @@ def _comes_again(nest: Nest, kernel: Kernel, vector: str, target: Target) -> boo
             if any(o.name not in moving for o in outer):
                 return True
     return False
+
+
+def has_tasks(nest: Nest, kernel: Kernel, target: Target) -> bool:
+    """True where the output loops beside the vector loop make tasks for several workers."""
+    vector, _ = _vector_loop(nest, kernel, max(1, target.lanes(vector_dtype(nest, kernel))))
+    others = [o.extent for o in nest.loops if o.reduce is None and o.name != vector]
+    return math.prod(others) >= FEW
 
 
 def _leaders(nest: Nest) -> list[int]:
@@ -122,7 +136,7 @@ def _shared(nest: Nest) -> int:
 
 
 def _directives(
-    nest: Nest, vector: str, lanes: int, target: Target, packs: dict[str, bool]
+    nest: Nest, kernel: Kernel, vector: str, lanes: int, target: Target, packs: dict[str, bool]
 ) -> Iterator[Directive]:
     name = nest.name
     outer = [o.name for o in nest.loops if o.reduce is None and o.name != vector]
@@ -141,6 +155,16 @@ def _directives(
         yield split(vector, width, "exact" if extent % width == 0 else "peel", nest=name)
         inner, cut = f"{vector}_in", [f"{vector}_out"]
     reduces = [o for o in nest.loops if o.reduce is not None]
+    last = reduces[-1].name
+    if cut and outer and _walks_rows(nest, kernel, target, vector):
+        yield split(last, ROWS, nest=name)
+        around = [*(o.name for o in reduces[:-1]), f"{last}_out"]
+        yield reorder(*outer, *around, *cut, f"{last}_in", inner, nest=name)
+        yield vectorize(inner, nest=name)
+        yield unroll(f"{last}_in", nest=name)
+        yield carry(nest=name)
+        yield from _spread({o: nest.loop(o).extent for o in outer}, name)
+        return
     wanted = [*outer, *cut, *(o.name for o in reduces), inner]
     if wanted != [o.name for o in nest.loops]:
         yield reorder(*wanted, nest=name)
@@ -154,14 +178,33 @@ def _directives(
     elif reduces[-1].extent % ROWS == 0:
         yield unroll(reduces[-1].name, ROWS, nest=name)
     yield carry(nest=name)
+    trips = {o: nest.loop(o).extent for o in outer} | dict.fromkeys(cut, -(-extent // width))
+    yield from _spread(trips, name)
+
+
+def _spread(trips: Mapping[str, int], name: str) -> Iterator[Directive]:
+    """The outermost loops as tasks, no more of them than are worth it."""
     tasks, spread = 1, []
-    for loop in [*outer, *cut]:
+    for loop, count in trips.items():
         if tasks >= TASKS:
             break
         spread.append(loop)
-        tasks *= nest.loop(loop).extent if loop in outer else -(-extent // width)
+        tasks *= count
     if tasks > 1:
         yield parallel(*spread, nest=name)
+
+
+def _walks_rows(nest: Nest, kernel: Kernel, target: Target, vector: str) -> bool:
+    """True for a long sum that gains by walking through a few rows from end to end: they come from
+    beyond the second cache, and the states of a row leave half of the first one free."""
+    last = [o for o in nest.loops if o.reduce is not None][-1]
+    if not _is_long(nest) or len(_leaders(nest)) > 1 or last.extent % ROWS or last.extent == ROWS:
+        return False
+    states = sum(d.bytes for r in nest.reduces for d in r.combiner.dtypes)
+    if states * nest.loop(vector).extent > target.l1 // 2:
+        return False
+    read = {o.buffer: kernel.buffer(o.buffer) for r in nest.reduces for o in loads(r.body)}
+    return any(size_in_elements(b) * b.dtype.bytes > target.l2 for b in read.values())
 
 
 def _vector_loop(nest: Nest, kernel: Kernel, lanes: int) -> tuple[str, list[str]]:

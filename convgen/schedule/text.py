@@ -32,6 +32,7 @@ _TABLE: dict[str, Callable[..., Directive]] = {
     "compute_at": directives.compute_at,
     "inline": directives.inline,
     "join": directives.join,
+    "partial": directives.partial,
 }
 
 _TOKEN = re.compile(

@@ -104,6 +104,14 @@ PROGRAMS = {
             X=(10, 5, 31),
         )
     ),
+    "statistics in parts": lambda: cg.grad(
+        cg.parse(
+            "M[c] = sum(n, y: X[n, y, c]) / 14000\n"
+            "V[c] = sum(n, y: (X[n, y, c] - M[c])**2) / 14000\n"
+            "Y[n, y, c] = (X[n, y, c] - M[c]) / sqrt(V[c] + 1/1000)",
+            X=(10, 1400, 64),
+        )
+    ),
 }
 
 

@@ -47,6 +47,14 @@ def first(rows: int = 3, columns: int = 8) -> Kernel:
     )
 
 
+def rows() -> Kernel:
+    """S[c] = sum(n, i: X[n, i, c])."""
+    return kernel(
+        (buffer("X", (3, 5, 4)), buffer("S", (4,), "output")),
+        nest("S", {"c": 4}, load("X", var("n"), var("i"), var("c")), {"n": 3, "i": 5}),
+    )
+
+
 def same(before: Kernel, after: Kernel) -> None:
     """Both compute the same on small integers."""
     chance = np.random.default_rng(3)
@@ -77,6 +85,7 @@ GOLDEN = {
         "cover(x, 10, 9); reorder(x_out, r, x_in); unroll(x_in); unroll(r); carry(follow=X)",
     ),
     "rfactor": (line, "rfactor(r); unroll(r)"),
+    "partial": (rows, "partial(n)"),
     "pack": (lambda: window(1, 3, 20, 5), "split(k, 8, tail='peel'); pack(W, k_in, hoist=True)"),
     "pack_edges": (lambda: window(1, 2, 4, 5), "pack(X)"),
     "pack_order": (lambda: window(1, 2, 4, 5), "reorder(n, k, y, r, s, c, x); pack(X, c)"),
@@ -284,6 +293,30 @@ REFUSED = {
         "rfactor(k)",
         "rfactor(k): argmax depends on the order of its elements; loops are i, j, k; expected the "
         "outermost loop of its reduce, j, got k",
+    ),
+    "partial of all": (
+        rows,
+        "partial(n, i)",
+        "partial(n, i): some loops of the sum are apart, some are not; loops are c, n, i; expected "
+        "one or more of n, i, got n, i",
+    ),
+    "partial of an output": (
+        rows,
+        "partial(c)",
+        "partial(c): some loops of the sum are apart, some are not; loops are c, n, i; expected "
+        "one or more of n, i, got c",
+    ),
+    "partial too late": (
+        rows,
+        "split(n, 3); partial(i)",
+        "partial(i): S is scheduled already; loops are c, n_out, n_in, i; expected partial before "
+        "all directives but join, got n_out",
+    ),
+    "partial in order": (
+        first,
+        "partial(j)",
+        "partial(j): Y does not add up one domain; loops are i, j, k; expected plain sums in the "
+        "same loops, got argmax",
     ),
     "pack of a stranger": (
         line,

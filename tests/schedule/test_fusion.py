@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import sympy
 
@@ -17,6 +19,7 @@ from convgen.symbolic import dsl
 from convgen.symbolic.derive import split
 from convgen.symbolic.program import Program
 from convgen.target import Target, target
+from convgen.types import f32
 
 MACHINE = target("x86-64-v3")
 n, h, w, c, d = dsl.axes("n h w c d")
@@ -65,6 +68,21 @@ def test_sums_over_one_domain_share_a_pass() -> None:
     (first, _) = scheduled.nests()
     assert {first.leader(i) for i in range(len(first.reduces))} == {0}
     assert len(first.reduces) == 3  # the sum that two gradients share is there once
+
+
+@pytest.mark.parametrize("machine", ["x86-64-v4", "x86-64-v3", "aarch64"])
+def test_long_sums_over_far_operands_come_in_parts(machine: str) -> None:
+    """Tasks that few outputs do not make, and rows from end to end inside of them."""
+    near = target(machine)
+    far = replace(near, l2=1 << 12)
+    lanes = far.lanes(f32)
+    _, backward = split(normalized((3, 4, 20, 8 * lanes), True), ["X", "g"])
+    scheduled, text = check(backward, far)
+    assert "dv: join(dm, dg); partial(n, h)" in text
+    part = next(nest for nest in scheduled.nests() if nest.name == "dv_part")
+    assert [o.name for o in part.loops] == ["n_h", "w_out", "c_out", "w_in", "c_in"]
+    assert part.loops[0].kind is LoopKind.PARALLEL
+    assert "partial" not in check(backward, near)[1]
 
 
 def strided(what: str, last: bool, dtype: str) -> Program:

@@ -60,7 +60,8 @@ def test_the_example_of_the_manual() -> None:
         (
             "spilt(x, 4)",
             "spilt(x, 4): this is not a schedule; expected one of split cover peel reorder fuse "
-            "reverse unroll vectorize parallel carry rfactor pack unfold compute_at inline join, "
+            "reverse unroll vectorize parallel carry rfactor pack unfold compute_at inline join "
+            "partial, "
             "got 'spilt'; try split(x, 4); vectorize(x_in)",
         ),
         ("split(x, 4", "expected ',', got the end"),

@@ -244,7 +244,19 @@ def _select(b: Builder, op: Op, args: list[Value], target: Target) -> Value:
 
 
 def _cast(b: Builder, op: Op, args: list[Value], target: Target) -> Value:
-    return convert(b, args[0], op.dtype)
+    value = args[0]
+    narrower = value.dtype.is_integer and op.dtype.is_integer and op.dtype.bits < value.dtype.bits
+    if narrower and value.lanes * value.dtype.bits == target.vector_bits:
+        value = _kept(b, value, target)
+    return convert(b, value, op.dtype)
+
+
+def _kept(b: Builder, value: Value, target: Target) -> Value:
+    """A whole vector of integers that LLVM does not see through: it would compute all that leads to
+    a narrower value in the narrow lanes, and carry every condition across the lanes to them."""
+    place = "w" if target.isa == "aarch64" else "v" if target.vector_bits == 512 else "x"
+    text = f'call {value.type} asm "", "={place},0"({value.typed})'
+    return Value(b.assign(text), value.dtype, value.lanes)
 
 
 def convert(b: Builder, value: Value, dtype: DType) -> Value:

@@ -78,6 +78,11 @@ class Emitter:
         self._numbers[-1][value] = register
         return register
 
+    def shared(self, register: Expr) -> Expr | None:
+        """What `share` put in that register, as long as it is offered."""
+        pairs = (pair for numbers in self._numbers for pair in numbers.items())
+        return next((value for value, found in pairs if found == register), None)
+
     @contextmanager
     def forgetting(self) -> Iterator[None]:
         """Values shared inside are not offered afterwards (they read registers that change)."""

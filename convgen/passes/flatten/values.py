@@ -17,6 +17,7 @@ from convgen.ir.nodes import (
     Op,
     Param,
     Reduced,
+    Register,
 )
 from convgen.ir.simplify import decide, simplify_affine, simplify_expr
 from convgen.passes.flatten.emitter import Emitter, widen
@@ -78,6 +79,8 @@ class Values(ABC):
     def op(self, name: str, args: Iterable[Expr], like: Op) -> Expr:
         """The operation on atoms, folded where it can be, in a register otherwise."""
         atoms = tuple(args)
+        if name == "cast" and like.dtype.is_integer:
+            atoms = tuple(map(self._narrowest, atoms))
         lanes = max(a.lanes for a in atoms)
         made = simplify_expr(
             Op(name, tuple(widen(self._share(a, lanes), lanes) for a in atoms), like.dtype, lanes)
@@ -103,6 +106,16 @@ class Values(ABC):
         if value.dtype == like.dtype:
             return value
         return self.op("cast", [value], Op("cast", (value,), like.dtype))
+
+    def _narrowest(self, value: Expr) -> Expr:
+        """The integer of which the value is the same one in a wider dtype, or the value."""
+        made = self.emitter.shared(value) if isinstance(value, Register) else None
+        if not isinstance(made, Op) or made.name != "cast" or not value.dtype.is_integer:
+            return value
+        source = made.args[0]
+        signed = value.dtype.kind == "int" or source.dtype.kind != "int"
+        wider = source.dtype.is_integer and source.dtype.bits < value.dtype.bits
+        return source if wider and signed else value
 
     def is_zero(self, expr: Expr, place: Place) -> bool:
         """True for an element of a constant tensor that is 0, and for a product with one."""

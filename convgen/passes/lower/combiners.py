@@ -6,6 +6,7 @@ narrower integers and bool accumulate in i64 (u32 too; u64 stays u64), and resul
 Extrema keep the element's dtype (bool becomes i64). Floats accumulate in their own dtype. Where a
 body gives a float from integers (exp in logsumexp), all components without a dtype are floats, f32.
 An infinite identity of integers is the least or the largest number of the element's dtype.
+Positions that are only chosen between are kept in 32 bits beside elements of at most as many.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from convgen.ir.nodes import Combiner, Const, Expr, Param
 from convgen.ir.rounding import number_of
 from convgen.passes.lower.bodies import BodyLowering, convert, number
 from convgen.symbolic.expr import Result
+from convgen.symbolic.functions import select
 from convgen.symbolic.reductions import ELEMENT, POSITION, Reduction, left, right
-from convgen.types import DType, bool_, i64, promote, u64
+from convgen.types import DType, bool_, i32, i64, promote, u64
 
 # The placeholders of a reduction, as Results so that bodies over them have dtypes.
 _PLACES = -1
@@ -39,12 +41,14 @@ def accumulator(reduction: Reduction, element: DType) -> DType:
     return element
 
 
-def lower_reduction(reduction: Reduction, element: DType) -> Combiner:
-    """The combiner for elements of that dtype; its parameter v has the accumulator's dtype."""
+def lower_reduction(reduction: Reduction, element: DType, points: int | None = None) -> Combiner:
+    """The combiner for elements of that dtype; its parameter v has the accumulator's dtype.
+    points: how many elements there are at most, None where that is not known."""
     own = accumulator(reduction, element)
     kinds = [d or own for d in reduction.dtypes]
     for _ in kinds:  # a state that combines to a float is a float
         kinds = _widen(reduction, own, kinds)
+    wide, kinds = kinds, _narrow(reduction, kinds, points)
     place, lowering = _environment(reduction, own, kinds)
 
     def emit(body: Body, dtype: DType) -> Expr:
@@ -53,7 +57,8 @@ def lower_reduction(reduction: Reduction, element: DType) -> Combiner:
     project: list[Expr] = []
     for body in reduction.project:
         dtype = lowering.type_of(place(body)) or kinds[0]
-        project.append(emit(body, dtype))
+        narrowed = [w for i, w in enumerate(wide) if body == left(i)]
+        project.append(emit(body, *(narrowed or [dtype])))
     return Combiner(
         reduction.name,
         tuple(kinds),
@@ -67,6 +72,33 @@ def lower_reduction(reduction: Reduction, element: DType) -> Combiner:
         reduction.associative,
         reduction.commutative,
     )
+
+
+def _narrow(reduction: Reduction, kinds: list[DType], points: int | None) -> list[DType]:
+    """The dtypes with positions in 32 bits, so that their vectors have as many lanes as those of
+    the elements, where that holds every position and nothing is computed from them."""
+    chosen = [_is_position(reduction, i) for i in range(reduction.width)]
+    others = [k.bits for k, c in zip(kinds, chosen, strict=True) if not c]
+    if points is None or points > 1 << 31 or max(others, default=64) > 32:
+        return kinds
+    return [i32 if c and k == i64 else k for k, c in zip(kinds, chosen, strict=True)]
+
+
+def _is_position(reduction: Reduction, number: int) -> bool:
+    """True for a component that is the position of one of the elements and decides nothing."""
+    own = {left(number), right(number)}
+
+    def is_choice(body: Body) -> bool:
+        if isinstance(body, select):
+            test, *either = body.args
+            return not test.free_symbols & own and all(map(is_choice, either))
+        return body in own
+
+    others = [b for i, b in enumerate(reduction.combine) if i != number]
+    used = any(b.free_symbols & own for b in others)
+    plain = all(b == left(number) or not b.free_symbols & own for b in reduction.project)
+    starts = reduction.lift[number] == POSITION and reduction.identity[number] == 0
+    return starts and plain and not used and is_choice(reduction.combine[number])
 
 
 def _widen(reduction: Reduction, own: DType, kinds: list[DType]) -> list[DType]:

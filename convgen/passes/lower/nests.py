@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -47,7 +48,9 @@ def lower_piece(name: str, piece: Definition, places: Mapping[str, int]) -> Nest
         ranges.update(inner)
         loops += [Loop(axis, high - low, reduce=number) for axis, (low, high) in inner.items()]
         lowering = BodyLowering(places, axis_places, {**box, **inner}, in_reduce=True)
-        combiner = lower_reduction(reduce.reduction, element_dtype(lowering, reduce.body, weak))
+        element = element_dtype(lowering, reduce.body, weak)
+        points = math.prod(fixed(r.extent, r.axis) for r in reduce.domain.ranges)
+        combiner = lower_reduction(reduce.reduction, element, points)
         body = element_value(lowering, reduce.body, reduce.reduction, weak)
         reduces.append(ReduceNode(combiner, body, left, _position(reduce.domain)))
         for item, projected in enumerate(combiner.project):

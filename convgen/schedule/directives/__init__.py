@@ -2,7 +2,7 @@
 
 One file per family: split (split, cover, peel), order (reorder, fuse, reverse), mark (unroll,
 vectorize, parallel, carry, rfactor), pack (pack), unfold (unfold),
-stage (compute_at, inline), together (join).
+stage (compute_at, inline), together (join), partial (partial).
 """
 
 from convgen.schedule.directives.base import Directive
@@ -20,6 +20,7 @@ from convgen.schedule.directives.mark import (
 )
 from convgen.schedule.directives.order import Fuse, Reorder, Reverse, fuse, reorder, reverse
 from convgen.schedule.directives.pack import Pack, pack
+from convgen.schedule.directives.partial import Partial, partial
 from convgen.schedule.directives.split import Cover, Peel, Split, cover, peel, split
 from convgen.schedule.directives.stage import ComputeAt, Inline, compute_at, inline
 from convgen.schedule.directives.together import Join, join
@@ -35,6 +36,7 @@ __all__ = [
     "Join",
     "Pack",
     "Parallel",
+    "Partial",
     "Peel",
     "Reorder",
     "Reverse",
@@ -51,6 +53,7 @@ __all__ = [
     "join",
     "pack",
     "parallel",
+    "partial",
     "peel",
     "reorder",
     "reverse",
