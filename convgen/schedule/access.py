@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from convgen.affine import Affine
+from convgen.affine import Affine, FloorDiv
 from convgen.ir.layout import flat_offset
 from convgen.ir.nodes import Buffer, Kernel, Load, Loop, LoopKind, Nest
 from convgen.ir.regions import loop_extent, loop_ranges
@@ -77,6 +77,20 @@ def strides_of(
     offset = offset_of(buffer, index, nest)
     hidden = offset.hidden_names()
     return {n: None if n in hidden else offset.coefficient(n) for n in loops}
+
+
+def pattern_of(offset: Affine, loop: str, lanes: int) -> tuple[int, int] | None:
+    """(elements of a step, iterations between steps) where a loop moves an offset in whole groups
+    only, a vector along it holds whole groups, and what it reads fits a vector: every vector takes
+    a few neighbours in the same pattern. None elsewhere."""
+    hidden = [(atom, c) for atom, c in offset.terms if loop in Affine.of(atom).names()]
+    if len(hidden) != 1:
+        return None
+    atom, step = hidden[0]
+    if not isinstance(atom, FloorDiv) or atom.value != Affine.of(loop) or lanes % atom.divisor:
+        return None
+    reach = abs(step) * (lanes // atom.divisor - 1)
+    return (step, atom.divisor) if reach < lanes else None
 
 
 def output_loops(nest: Nest) -> list[Loop]:

@@ -42,7 +42,7 @@ def blocks_of(facts: Facts, candidate: Candidate) -> Blocks | None:
     inside = facts.order[0] if facts.order else ""
     body = [o for o in facts.operands if o.body]
     around = [n for n, e in facts.reduces.items() if n != inside and e > 1]
-    plain = all(o.strides.get(candidate.vector, 0) in (0, 1) and not o.omits for o in body)
+    plain = all(_is_plain(o, candidate.vector) for o in body)
     if not (around and plain and candidate.tile and len(facts.nest.reduces) == 1):
         return None
     if facts.reduces[inside] < LEAST or any(o.hoistable for o in body):
@@ -79,6 +79,12 @@ def blocks_of(facts: Facts, candidate: Candidate) -> Blocks | None:
     return found if read <= FILLED * facts.l1 else None
 
 
+def _is_plain(operand: Operand, vector: str) -> bool:
+    """True where vectors are read as they lie, all of them."""
+    contiguous = operand.strides.get(vector, 0) in (0, 1) or vector in operand.patterned
+    return contiguous and not operand.omits
+
+
 def tiles_along(facts: Facts, candidate: Candidate) -> dict[str, int]:
     """How many tiles lie along each output loop."""
     cut = dict(candidate.tile)
@@ -104,11 +110,15 @@ def bytes_of_block(facts: Facts, blocks: Blocks) -> list[tuple[Operand, float]]:
 def _touched(operand: Operand, moving: dict[str, int]) -> float:
     """Elements of an operand that some loops read together, whole lines where they lie in rows."""
     joint = {n for window in operand.windows for n in window}
-    total = math.prod(moving.get(n, 1) for n in operand.strides if n not in joint)
+    counts = {n: moving.get(n, 1) for n in operand.strides}
+    steps = {n: abs(s or 0) for n, s in operand.strides.items()}
+    for name, (step, every) in operand.patterned.items():
+        counts[name], steps[name] = max(1, counts[name] // every), abs(step)
+    total = math.prod(count for n, count in counts.items() if n not in joint)
     for window in operand.windows:
         total *= 1 + sum(step * (moving.get(n, 1) - 1) for n, step in window.items())
     run = 1  # elements side by side
-    for step, count in sorted((abs(s or 0), moving.get(n, 1)) for n, s in operand.strides.items()):
+    for step, count in sorted((steps[n], count) for n, count in counts.items()):
         run += step * (count - 1) if step <= run else 0
     return total * max(1.0, LINE / (operand.bytes * run))
 

@@ -38,6 +38,7 @@ WORTH_SHARING = 50_000  # cycles below which one worker is enough
 FAR = 4.0  # cycles of a store to a page of its own; half of it to a line
 CODE = 5e-4  # what a statement of the tile adds: equal candidates are told apart by size
 L1_WAYS = 8
+SHUFFLED = 1 / 3  # of an operation: three ports take multiply-adds and shuffles, one of them both
 DOUBT = 1.025  # blocks are taken where they are clearly better
 STARTED = 8  # cycles of the loops around a tile, for each tile
 
@@ -170,7 +171,9 @@ def weight(facts: Facts, candidate: Candidate, packs: frozenset[str]) -> float:
     total = facts.operations
     for operand in facts.operands:
         strided = operand.strides.get(candidate.vector, 0) not in (0, 1)
-        if strided and not (operand.body and operand.load.buffer in packs):
+        if candidate.vector in operand.patterned:
+            total += 1
+        elif strided and not (operand.body and operand.load.buffer in packs):
             total += 2 * facts.lanes
     for strides in facts.store_strides:
         if not facts.reduces and strides.get(candidate.vector, 0) not in (0, 1):
@@ -227,7 +230,11 @@ def tile_cycles(
                 times *= 1 + is_masked(facts, candidate.vector)
             stride = operand.strides[candidate.vector]
             step = operand.steps[candidate.vector] or None if packed else stride
-            fetched += times * shared * gather_cost(facts, step, machine)
+            if candidate.vector in operand.patterned:
+                work += SHUFFLED * times * shared
+                times /= math.prod(tile[n] for n in along & operand.picking(candidate.vector))
+            else:
+                fetched += times * shared * gather_cost(facts, step, machine)
             rate = _bandwidth(facts, operand, candidate, machine)
             step = operand.strides.get(facts.order[0], 0)
             if not packed and rate < machine.l2:
@@ -263,7 +270,9 @@ def lines_of_gather(
     they stay until the loop comes round that moves along them; the first cache costs nothing."""
     steps = {n: abs(operand.strides.get(n) or 0) * operand.bytes for n in facts.order}
     stride = operand.strides.get(candidate.vector, 0)
-    if operand.readers > 1 or stride in (0, 1, -1) or steps[facts.order[0]] < LINE:
+    if operand.readers > 1 or candidate.vector in operand.patterned:
+        return 0.0
+    if stride in (0, 1, -1) or steps[facts.order[0]] < LINE:
         return 0.0
     if stride is not None and abs(stride) * operand.bytes < LINE:
         return 0.0

@@ -10,8 +10,16 @@ from convgen.affine import Mod
 from convgen.ir.layout import size_in_elements
 from convgen.ir.nodes import Buffer, Kernel, Load, Nest, Op
 from convgen.ir.regions import axis_ranges, loop_ranges
+from convgen.ir.simplify import simplify_affine
 from convgen.ir.visit import loads, walk
-from convgen.schedule.access import in_loops, loads_of, strides_of, vector_dtype
+from convgen.schedule.access import (
+    in_loops,
+    loads_of,
+    offset_of,
+    pattern_of,
+    strides_of,
+    vector_dtype,
+)
 from convgen.schedule.directives.base import all_nests, is_packing
 from convgen.schedule.directives.pack import halo_of_reads, merged_edges
 from convgen.schedule.skipping import Reach, leaves_out, reach_of
@@ -27,6 +35,8 @@ class Operand:
     a reduce loop; body: it stands in a reduce;
     windows: for each dimension that output and reduce loops move together, the step of each;
     overhangs: for each dimension with an edge its loops and how many places of it lie outside;
+    patterned: for loops along which every vector takes a few neighbours in one pattern, the step
+    and after how many iterations it is made;
     periods: for loops that move it in an index that comes round again, after how many steps;
     zeros: dimensions outside of which it is 0, and with it what a sum adds;
     near: the extent of the dimension that is contiguous in memory;
@@ -48,11 +58,17 @@ class Operand:
     hoistable: bool
     windows: tuple[dict[str, int], ...]
     overhangs: tuple[tuple[frozenset[str], int], ...]
+    patterned: dict[str, tuple[int, int]]
     periods: dict[str, int]
     zeros: tuple[Reach, ...]
     near: int
     readers: int
     copies: frozenset[tuple[str, int]]
+
+    def picking(self, vector: str) -> frozenset[str]:
+        """Loops that take other elements out of the same vectors along a loop with a pattern."""
+        step, _ = self.patterned.get(vector, (0, 0))
+        return frozenset(n for n, s in self.strides.items() if s and abs(s) < abs(step))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +109,8 @@ def facts_of(nest: Nest, kernel: Kernel, target: Target) -> Facts:
     reduces = {o.name: o.extent for o in nest.loops if o.reduce is not None}
     readers = _readers(nest, kernel)
     operands = tuple(
-        _operand(load, nest, kernel, load in inside, written, readers) for load in loads_of(nest)
+        _operand(load, nest, kernel, load in inside, written, readers, lanes)
+        for load in loads_of(nest)
     )
     windows = windows_of(nest, kernel)
     operations = sum(
@@ -196,6 +213,7 @@ def _operand(
     body: bool,
     written: set[str],
     readers: Mapping[str, int],
+    lanes: int,
 ) -> Operand:
     buffer = kernel.buffer(load.buffer)
     steps: dict[str, int] = {}
@@ -207,6 +225,8 @@ def _operand(
     ranges = loop_ranges(nest)
     for index, edge, size in zip(load.index, load.edges, buffer.shape, strict=True):
         place = in_loops(nest, index)
+        if place.hidden_names():
+            place = simplify_affine(place, ranges)  # digits of a fused loop that stand side by side
         names = place.names() & ranges.keys()  # others belong to loops that this nest stands in
         for name in names:
             hidden = name in place.hidden_names()
@@ -237,6 +257,7 @@ def _operand(
         packable=load.buffer not in written and _is_packable(buffer, same),
         windows=tuple(windows),
         overhangs=tuple(overhangs),
+        patterned=_patterned(load, nest, buffer, strides, lanes),
         periods=_periods(load, nest),
         zeros=_zeros(load, nest, buffer),
         near=next(
@@ -294,6 +315,17 @@ def _is_packable(buffer: Buffer, same: list[Load]) -> bool:
         and merged_edges(same) is not None
         and not any(e and e.value is not None for o in same for e in o.edges)
     )
+
+
+def _patterned(
+    load: Load, nest: Nest, buffer: Buffer, strides: dict[str, int | None], lanes: int
+) -> dict[str, tuple[int, int]]:
+    uneven = [name for name, stride in strides.items() if stride is None]
+    if not uneven:
+        return {}
+    offset = offset_of(buffer, load.index, nest)
+    found = ((name, pattern_of(offset, name, lanes)) for name in uneven)
+    return {name: pattern for name, pattern in found if pattern is not None}
 
 
 def _periods(load: Load, nest: Nest) -> dict[str, int]:

@@ -19,8 +19,9 @@ def nested(facts: Facts, candidate: Candidate) -> Tile:
         total = 0
         for operand in facts.operands:
             if operand.body:
-                moved = order[0][0] in operand.strides
-                inner = [s for s in order[moved:] if s[0] in operand.strides]
+                moving = operand.strides.keys() - operand.picking(candidate.vector)
+                moved = order[0][0] in moving
+                inner = [s for s in order[moved:] if s[0] in moving]
                 along = vectors if candidate.vector in operand.strides else 1
                 total += math.prod(max(sizes) for _, sizes in inner) * along
         return total

@@ -20,6 +20,7 @@ from convgen.schedule.directives.base import all_nests, is_packing
 from convgen.schedule.directives.order import fused
 from convgen.schedule.dots import UNFOLDED
 from convgen.schedule.facts import Facts, facts_of
+from convgen.schedule.groups import grouped_pair
 from convgen.schedule.machine import Machine, level_of, machine_of
 from convgen.schedule.normalize import contiguous_pair
 from convgen.schedule.tiles import Candidate
@@ -53,7 +54,7 @@ def predict(kernel: Kernel, target: Target) -> tuple[Prediction, ...]:
             if not sources.keys() & {s.buffer for s in nest.stores}:
                 found.append(_unfolded(nest, kernel))
             continue
-        facts = facts_of(_joined(nest, _as_written(nest, sources), kernel), kernel, target)
+        facts = facts_of(_joined(nest, _as_written(nest, sources), kernel, target), kernel, target)
         candidate = _candidate_of(nest, facts, sources)
         found.append(_predict_nest(nest.name, facts, candidate, kernel, machine))
         packed = {o.buffer for o in loads_of(nest)} & sources.keys() - copies.keys()
@@ -86,13 +87,16 @@ def _unfolded(nest: Nest, kernel: Kernel) -> Prediction:
     )
 
 
-def _joined(nest: Nest, plain: Nest, kernel: Kernel) -> Nest:
+def _joined(nest: Nest, plain: Nest, kernel: Kernel, target: Target) -> Nest:
     """The plain nest with one loop for neighbours that the vector loop of the nest runs through."""
     vectors = {o.name for o in nest.loops if o.kind is LoopKind.VECTOR}
     if sum(bool(vectors & value.names()) for _, value in nest.axes) < 2:
         return plain
     while (pair := contiguous_pair(plain, kernel)) is not None:
         plain = fused(plain, *pair)
+    groups = grouped_pair(plain, kernel, target)
+    if groups is not None and sum(bool(vectors & dict(nest.axes)[a].names()) for a in groups) == 2:
+        plain = fused(plain, *groups)
     return plain
 
 

@@ -48,6 +48,7 @@ from convgen.schedule.dots import by_rows, is_dot, unfolded
 from convgen.schedule.facts import Facts, facts_of, windows_of
 from convgen.schedule.following import follow_of, live_when_unrolled, slides_along
 from convgen.schedule.fusion import Fusion, finish_consumer
+from convgen.schedule.groups import through_groups
 from convgen.schedule.locality import best_order, stored_order
 from convgen.schedule.machine import machine_of
 from convgen.schedule.nesting import nested
@@ -120,6 +121,11 @@ class _Recipe:
             return
         facts = facts_of(self.nest, self.kernel, self.target)
         chosen = cheapest(facts, machine_of(self.target), self.rank)
+        wide = None if self.rank else through_groups(self.nest, self.kernel, self.target, chosen)
+        if wide is not None:
+            directive, chosen = wide
+            self.add(directive)
+            facts = facts_of(self.nest, self.kernel, self.target)
         instead = unfolded(facts, self.kernel, self.target, chosen)
         if instead is not None and not self.rank:
             directives, chosen = instead

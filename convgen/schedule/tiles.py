@@ -14,6 +14,7 @@ from convgen.schedule.facts import Facts
 # Loops of a register tile with the sizes that cover them.
 Tile: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
 
+SOURCES = 1  # vectors that stay while parts of them are spread over the lanes
 EXACT = 0.8  # share of the room from which tiles of one size are worth a look
 SQUARES = ((2, 2), (4, 2), (2, 4), (3, 3), (4, 4))  # of two loops that slide along one operand
 WHOLE = 2  # short loops that a tile takes as a whole beside parts of another
@@ -79,8 +80,10 @@ def room_beside(facts: Facts, vector: str, vectors: int, whole: Tile, name: str)
 
 
 def free_registers(facts: Facts, vector: str) -> int:
-    """Those for states and operands, beside the mask of a partly used vector."""
-    return facts.registers - is_masked(facts, vector)
+    """Those for states and operands, beside the mask of a partly used vector and the vectors that
+    others are shuffled from."""
+    shuffled = any(o.body and vector in o.patterned for o in facts.operands)
+    return facts.registers - is_masked(facts, vector) - SOURCES * shuffled
 
 
 def is_masked(facts: Facts, vector: str) -> bool:

@@ -33,7 +33,7 @@ def window_of(offset: Affine, valid: int, lanes: int, size: int) -> Window | Non
     Window(start=Affine(terms=(('g', 8),), constant=0), count=8, picked=(1, 1, 1, 1, 5, 5, 5, 5))
     """
     moving = Affine(tuple((a, c) for a, c in offset.terms if LANE in Affine.of(a).names()))
-    if moving.names() != {LANE}:
+    if moving.names() != frozenset({LANE}):
         return None
     base = offset - moving
     places = [base.constant + moving.evaluate({LANE: lane}) for lane in range(valid)]

@@ -7,15 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from convgen.ir.nodes import Kernel, Loop, LoopKind, Nest, ReduceNode
+from convgen.ir.nodes import Kernel, Load, Loop, LoopKind, Nest, ReduceNode
 from convgen.ir.visit import loads
 from convgen.schedule.access import (
     in_loops,
     loads_of,
-    stride_of,
+    offset_of,
+    pattern_of,
     tile_loops,
     tile_sizes,
     trips,
+    vector_dtype,
     vectors_along,
 )
 from convgen.schedule.directives.base import (
@@ -94,9 +96,9 @@ class Vectorize(Directive):
     before   for k_in < 32: f(k_in)       after   vector k_in < 32: f(k_in)
 
     An extent that is no multiple of the lanes ends in a partly used vector. Legal: one loop of the
-    nest, innermost of those that stay loops; each operand contiguous along it or broadcast (with
-    `strided`, any: gathered element by element, and noted); a reduce loop only after
-    rfactor.
+    nest, innermost of those that stay loops; each operand contiguous along it, broadcast, or in
+    one pattern that a shuffle makes of a vector, as the channels of groups (with `strided`, any:
+    gathered element by element, and noted); a reduce loop only after rfactor.
     Elsewhere: vectorize (Halide, TVM), simd (OpenMP).
     """
 
@@ -145,23 +147,31 @@ class Vectorize(Directive):
                     hint=f"rfactor({self.axis})",
                 )
         if not self.strided:
-            self._check_operands(nest, kernel, loop)
+            self._check_operands(nest, kernel, loop, target)
 
-    def _check_operands(self, nest: Nest, kernel: Kernel, loop: Loop) -> None:
+    def _step(self, load: Load, nest: Nest, kernel: Kernel, target: Target) -> int | str:
+        """The step along the vector: a number, "pattern" (one load and a shuffle) or "varying"."""
+        offset = offset_of(kernel.buffer(load.buffer), load.index, nest)
+        if self.axis not in offset.hidden_names():
+            return offset.coefficient(self.axis)
+        lanes = target.lanes(vector_dtype(nest, kernel))
+        return "varying" if pattern_of(offset, self.axis, lanes) is None else "pattern"
+
+    def _check_operands(self, nest: Nest, kernel: Kernel, loop: Loop, target: Target) -> None:
         for load in loads_of(nest):
-            stride = stride_of(kernel.buffer(load.buffer), load.index, nest, self.axis)
-            if stride not in (0, 1, -1):
+            step = self._step(load, nest, kernel, target)
+            if step not in (0, 1, -1, "pattern"):
                 self.refuse(
                     nest,
                     f"{load.buffer} is strided along {self.axis}",
                     expected="contiguous or broadcast operands",
-                    got="a step that varies" if stride is None else f"a step of {stride}",
+                    got="a step that varies" if step == "varying" else f"a step of {step}",
                     hint=f"pack({load.buffer}, {self.axis})",
                 )
             for index, edge in zip(load.index, load.edges, strict=True):
                 if edge is None or edge.kind not in ("reflect", "replicate", "circular"):
                     continue
-                if stride and self.axis in in_loops(nest, index).names():
+                if step and self.axis in in_loops(nest, index).names():
                     self.refuse(
                         nest,
                         f"{load.buffer} folds back along {self.axis}",
@@ -174,10 +184,10 @@ class Vectorize(Directive):
         after = change_loop(nest, self.axis, lambda o: replace(o, kind=LoopKind.VECTOR))
         out = replace_nest(kernel, nest.name, after)
         for load in loads_of(nest) if self.strided else ():
-            stride = stride_of(kernel.buffer(load.buffer), load.index, nest, self.axis)
-            if stride not in (0, 1):
-                step = "a varying step" if stride is None else f"a step of {stride}"
-                note = f"{nest.name}: {load.buffer} is gathered along {self.axis} ({step})"
+            step = self._step(load, nest, kernel, target)
+            if step not in (0, 1, "pattern"):
+                text = "a varying step" if step == "varying" else f"a step of {step}"
+                note = f"{nest.name}: {load.buffer} is gathered along {self.axis} ({text})"
                 if note not in out.notes:
                     out = replace(out, notes=(*out.notes, note))
         return out
