@@ -368,14 +368,16 @@ class _Recipe:
         """Registers that unrolled iterations need beside the states and two that are left free:
         the tile keeps the values of the operand that has the fewest; LLVM loads those of two
         neighbours together, and spills states where they do not fit beside one of the other's.
-        Below 512 bits a broadcast needs a register, no multiply-add reads it from memory."""
+        Below 512 bits a broadcast needs a register, no multiply-add reads it from memory; where
+        it serves a single one, that leaves its sum there, and the states change places."""
         sizes = tile_sizes(self.nest, facts.lanes)
         kept = [
             math.prod(size for name, size in sizes.items() if name in operand.strides)
             for operand in facts.operands
             if operand.body
         ]
-        return 2 * min(kept, default=1) - (self.target.vector_bits >= 512)
+        least = min(kept, default=1)
+        return 2 * least - 1 if self.target.vector_bits >= 512 else 2 * least + (least == 1)
 
     def slide(self, loop: Loop, copies: float, facts: Facts) -> bool:
         """Cut a long reduce loop into short runs, written out, where the tile slides along an
