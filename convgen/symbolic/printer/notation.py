@@ -42,7 +42,7 @@ GREEK = frozenset(
     "upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega".split()
 )
 BIG = ("sum", "prod", "max", "min")
-FULL = 84  # letters after which a line is broken
+FULL = 72  # letters after which a line is broken: they fit a page and a window of 1100 pixels
 COMPARE, SUM, PRODUCT, ATOM = range(4)
 
 
