@@ -18,7 +18,7 @@ from convgen.ir.nodes import Kernel, Nest
 from convgen.ir.regions import loop_extent, loop_ranges
 from convgen.ir.simplify import Ranges, simplify_affine
 from convgen.schedule.access import in_loops, loads_of, strides_of, trips
-from convgen.schedule.machine import FILLED, Machine
+from convgen.schedule.machine import FILLED, STAYS, Machine
 from convgen.schedule.reuse import LINE
 from convgen.target import Target
 
@@ -142,10 +142,11 @@ def _cycles(
     """Cycles that the bytes from beyond the second cache take, and from beyond a third. touched:
     the bytes of what is inside some of the outer loops."""
     total = 0.0
-    beyond = [(target.l2, machine.l3), (target.l3, machine.memory)]
-    for capacity, rate in beyond if target.l3 else [(target.l2, machine.memory)]:
+    near, far = FILLED * target.l2, STAYS[2] * target.l3  # others fill the third cache too
+    beyond = [(near, machine.l3), (far, machine.memory)]
+    for capacity, rate in beyond if target.l3 else [(near, machine.memory)]:
         left = list(order)
-        while left and touched(frozenset(order[len(left) :])) <= FILLED * capacity:
+        while left and touched(frozenset(order[len(left) :])) <= capacity:
             left.pop()
         total += touched(frozenset(order[len(left) :])) * math.prod(counts[n] for n in left) / rate
     return total

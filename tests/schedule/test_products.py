@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from convgen.bench.cases import Case
 from convgen.ir.nodes import Kernel, LoopKind
 from convgen.passes.lower import lower
 from convgen.schedule.recipes import default_schedule
@@ -28,3 +31,17 @@ def test_rows_are_in_the_tile_and_inside_the_columns(rows: int, where: str) -> N
     names = [o.name for o in nest.loops]
     rest = [n for n in names if n.startswith("p") and kinds[n] is not LoopKind.UNROLL]
     assert all(names.index("c_r_s_out") < names.index(n) for n in rest)
+
+
+@pytest.mark.parametrize(("megabytes", "block_by_block"), [(32, True), (96, False)])
+def test_filters_beyond_a_share_of_the_third_cache_come_block_by_block(
+    megabytes: int, block_by_block: bool
+) -> None:
+    """18 MB of 32 do not stay there while the positions go by, a block of 2 MB does."""
+    machine = replace(target("x86-64-v3"), l2=1 << 20, l3=megabytes << 20)
+    case = Case("wide", 1, 182, 60, 146, 13, 2, 2, dilation=3)
+    subject = lower(case.program("forward", "nhwc"))
+    after = default_schedule(subject, machine).apply(subject, machine)
+    nest = next(n for n in after.nests() if n.reduces)
+    names = [o.name for o in nest.loops]
+    assert (names.index("k_out") < names.index("y")) == block_by_block
