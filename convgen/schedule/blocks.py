@@ -1,12 +1,13 @@
-"""Sums in blocks: one reduce loop runs inside the tiles and the others around them.
+"""Sums in blocks: one reduce loop, or a part of it, runs inside the tiles and the rest around them.
 
-Where what a block reads stays in the first cache, all tiles of a task sweep it there before the
-next block comes, and no operand need be packed. The states wait in memory from block to block.
+Where what a block reads stays in a near cache, all tiles of a task sweep it there before the next
+block comes, and no operand need be packed. The states wait in memory from block to block.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from convgen.ir.nodes import Kernel, Nest
@@ -14,22 +15,25 @@ from convgen.ir.regions import loop_ranges
 from convgen.schedule.access import in_loops, loads_of
 from convgen.schedule.facts import Facts, Operand
 from convgen.schedule.machine import FILLED, STAYS, Machine, level_of
-from convgen.schedule.reuse import LINE
+from convgen.schedule.reuse import LINE, PAGE
 from convgen.schedule.tiles import Candidate, tile_count
 
 TASKS = 8  # shares of the tiles, each with states of its own
 HIDDEN = 0.1  # share of the states' transfers that shows
 LEAST = 12  # iterations of a block, beside which loading and storing the states is little
+CUT = 48  # the same of a part of a loop, which is cut only where that gains much
+HELD = 0.3  # share of the second cache that a block may take
 
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """inside: the reduce loop that runs inside the tiles; shared: the output loop whose tiles are
-    shared out, in `tasks` parts; far: output loops that move an operand as a loop around the tiles
-    does, and so change what is read; near: the others, in their order; tiles: how many sweep a
-    block."""
+    """inside: the reduce loop that runs inside the tiles, `part` iterations of it; shared: the
+    output loop whose tiles are shared out, in `tasks` parts; far: output loops that move an operand
+    as a loop around the tiles does, and so change what is read; near: the others, in their order;
+    tiles: how many sweep a block."""
 
     inside: str
+    part: int
     shared: str
     tasks: int
     far: tuple[str, ...]
@@ -37,15 +41,44 @@ class Blocks:
     tiles: int
 
 
+def in_blocks(facts: Facts, candidate: Candidate) -> Iterator[Candidate]:
+    """A candidate as it would run in blocks: with the whole of the loop inside the tiles where
+    others go around, else with the largest parts of it that stay in the first cache and in the
+    second."""
+    if not facts.order:
+        return
+    inside = facts.order[0]
+    extent = facts.reduces[inside]
+    if any(e > 1 for n, e in facts.reduces.items() if n != inside):
+        whole = replace(candidate, block=inside, part=extent)
+        if blocks_of(facts, whole):
+            yield whole
+        return
+    parts = [n for n in range(extent // 2, CUT - 1, -1) if extent % n == 0]
+    near = (n for n in parts if _stays(facts, candidate, n, FILLED * facts.l1))
+    far = (n for n in reversed(parts) if n >= 2 * CUT)
+    second = (n for n in far if _stays(facts, candidate, n, HELD * facts.l2))
+    for part in dict.fromkeys((next(near, 0), next(second, 0))):
+        if part:
+            yield replace(candidate, block=inside, part=part)
+
+
+def _stays(facts: Facts, candidate: Candidate, part: int, limit: float) -> bool:
+    """True where a candidate can run in blocks of so many iterations, within some bytes."""
+    blocks = blocks_of(facts, replace(candidate, block=facts.order[0], part=part))
+    return bool(blocks) and sum(size for _, size in bytes_of_block(facts, blocks)) <= limit
+
+
 def blocks_of(facts: Facts, candidate: Candidate) -> Blocks | None:
     """How a candidate would run in blocks; None where it cannot, or gains nothing."""
-    inside = facts.order[0] if facts.order else ""
+    inside, part = candidate.block, candidate.part
     body = [o for o in facts.operands if o.body]
     around = [n for n, e in facts.reduces.items() if n != inside and e > 1]
+    cut = part < facts.reduces[inside]
     plain = all(_is_plain(o, candidate.vector) for o in body)
-    if not (around and plain and candidate.tile and len(facts.nest.reduces) == 1):
+    if not ((around or cut) and plain and candidate.tile and len(facts.nest.reduces) == 1):
         return None
-    if facts.reduces[inside] < LEAST or any(o.hoistable for o in body):
+    if part < LEAST or any(o.hoistable for o in body):
         return None
     if facts.outputs[candidate.vector] % candidate.width:
         return None
@@ -54,11 +87,11 @@ def blocks_of(facts: Facts, candidate: Candidate) -> Blocks | None:
     windows = [w for o in body for w in o.windows]
     far = {n for w in windows if set(around) & w.keys() for n in w if n in facts.outputs}
     counts = tiles_along(facts, candidate)
-    cut = dict(candidate.tile)
-    if far & {*cut, candidate.vector}:
+    tile = dict(candidate.tile)
+    if far & {*tile, candidate.vector}:
         return None
-    free = [n for n in (*cut, candidate.vector, *facts.outputs) if n not in far]
-    even = (n for n in free if len(cut.get(n, (1,))) == 1)
+    free = [n for n in (*tile, candidate.vector, *facts.outputs) if n not in far]
+    even = (n for n in free if len(tile.get(n, (1,))) == 1)
     shares = {n: share for n in even if (share := _share(counts[n]))}
     if not shares:
         return None
@@ -69,6 +102,7 @@ def blocks_of(facts: Facts, candidate: Candidate) -> Blocks | None:
         return None  # what one tile reads alone gains nothing from staying
     found = Blocks(
         inside,
+        part,
         shared,
         shares[shared],
         tuple(n for n in facts.outputs if n in far),
@@ -76,7 +110,7 @@ def blocks_of(facts: Facts, candidate: Candidate) -> Blocks | None:
         math.prod(inner[n] for n in near),
     )
     read = sum(size for _, size in bytes_of_block(facts, found))
-    return found if read <= FILLED * facts.l1 else None
+    return found if cut or read <= FILLED * facts.l1 else None
 
 
 def _is_plain(operand: Operand, vector: str) -> bool:
@@ -100,7 +134,7 @@ def _share(tiles: int) -> int:
 
 def bytes_of_block(facts: Facts, blocks: Blocks) -> list[tuple[Operand, float]]:
     """The operands, with the bytes of lines that the tiles of a block read together."""
-    moving = {**facts.outputs, blocks.inside: facts.reduces[blocks.inside]}
+    moving = {**facts.outputs, blocks.inside: blocks.part}
     moving[blocks.shared] //= blocks.tasks
     for name in blocks.far:
         moving[name] = 1
@@ -126,23 +160,51 @@ def _touched(operand: Operand, moving: dict[str, int]) -> float:
 def block_cycles(facts: Facts, candidate: Candidate, points: float, machine: Machine) -> float:
     """Cycles of loading and storing the states of a tile for all its blocks: they come from the
     second cache, for the most part while other tiles run."""
-    count = math.prod(e for n, e in facts.reduces.items() if n != candidate.block)
+    count = math.prod(facts.reduces.values()) // candidate.part
     moved = 2 * points * facts.states * facts.lanes * facts.bytes
     return count * HIDDEN * (moved / machine.l2 + points * facts.states)
 
 
 def streamed_cycles(facts: Facts, candidate: Candidate, machine: Machine) -> float:
-    """What an iteration of a tile waits for the lines that its block brings into the first cache,
-    from where the whole operand stays; loops that change what is read do not change all of it."""
+    """What an iteration of a tile waits for the lines that its block brings into a near cache, from
+    where the whole operand stays, and for those that do not stay in the first; loops that change
+    what is read do not change all of it."""
     blocks = blocks_of(facts, candidate)
     if blocks is None:
         return 0.0
-    waiting = 0.0
-    for operand, size in bytes_of_block(facts, blocks):
+    parts = bytes_of_block(facts, blocks)
+    left = FILLED * facts.l1
+    waiting = again = 0.0
+    for operand, size in sorted(parts, key=lambda part: part[1]):
         stays = math.prod(facts.outputs[n] for n in blocks.far if n not in operand.strides)
         level = level_of(operand.elements * operand.bytes, facts.caches, STAYS)
         waiting += size / machine.rate_from(level) / stays
-    return waiting / (blocks.tiles * facts.reduces[blocks.inside])
+        left -= size * _sets(facts, operand, blocks)
+        if left < 0:
+            again += _fresh_lines(operand, candidate) / machine.l2
+    return waiting / (blocks.tiles * blocks.part) + again
+
+
+def _sets(facts: Facts, operand: Operand, blocks: Blocks) -> float:
+    """How many times as much of the first cache as its size an operand takes: rows that are a part
+    of what lies between them fill the same sets."""
+    pitch = abs(operand.strides.get(blocks.inside) or 0) * operand.bytes
+    run = operand.bytes * math.prod(
+        facts.outputs[n] // (blocks.tasks if n == blocks.shared else 1)
+        for n in operand.strides
+        if operand.strides[n] == 1 and n in facts.outputs
+    )
+    return max(1.0, math.gcd(PAGE, pitch) / max(LINE, run))
+
+
+def _fresh_lines(operand: Operand, candidate: Candidate) -> float:
+    """Bytes of the lines of an operand that an iteration of a tile is the first to read."""
+    sizes = {n: max(cover) for n, cover in candidate.tile} | {candidate.vector: candidate.width}
+    near = [n for n in sizes if operand.strides.get(n) == 1]
+    slid = {n for window in operand.windows if candidate.block in window for n in window}
+    run = operand.bytes * math.prod(sizes[n] for n in near)
+    rows = math.prod(sizes[n] for n in sizes.keys() & operand.strides.keys() - {*near, *slid})
+    return -(-run // LINE) * LINE * rows
 
 
 def all_packed(facts: Facts, candidate: Candidate) -> Candidate:

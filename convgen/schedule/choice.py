@@ -7,13 +7,13 @@ takes; nests that differ in names alone are scored once.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from convgen.ir.nodes import Kernel, Nest
 from convgen.schedule.across import across, score_across
 from convgen.schedule.alike import Names, names_of, renamed, without_names
-from convgen.schedule.blocks import blocks_of
+from convgen.schedule.blocks import in_blocks
 from convgen.schedule.bounds import least_cycles
 from convgen.schedule.cost import score
 from convgen.schedule.dots import dots
@@ -90,9 +90,7 @@ def candidates(facts: Facts) -> Iterator[Candidate]:
             for tile in tiles(facts, vector, -(-width // facts.lanes)):
                 candidate = Candidate(vector, width, tile)
                 yield candidate
-                blocks = blocks_of(facts, candidate)
-                if blocks:
-                    yield replace(candidate, block=blocks.inside)
+                yield from in_blocks(facts, candidate)
             if width == extent:
                 break
     combiners = [r.combiner for r in facts.nest.reduces]

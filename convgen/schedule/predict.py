@@ -141,9 +141,16 @@ def _candidate_of(nest: Nest, facts: Facts, sources: Mapping[str, str]) -> Candi
             tile[axis] = tuple(dict.fromkeys(sizes))
     tile.pop(vector, None)
     packs = frozenset(sources[o.buffer] for o in loads_of(nest) if o.buffer in sources)
-    summed = [_axis_of(nest, o.name) for o in nest.loops if o.reduce is not None]
-    block = summed[-1] if around_tiles(nest) else ""
-    return Candidate(vector, width, tuple(tile.items()), packs, block=block)
+    chosen = Candidate(vector, width, tuple(tile.items()), packs)
+    moving = around_tiles(nest)
+    if not moving:
+        return chosen
+    inner = nest.loops[nest.loops.index(moving[-1]) + 1 :]
+    summed = [o for o in inner if o.reduce is not None]
+    block = _axis_of(nest, summed[-1].name)
+    whole = any(o.segments for o in summed)  # its edges run apart
+    part = facts.reduces[block] if whole else math.prod(o.extent for o in summed)
+    return replace(chosen, block=block, part=min(part, facts.reduces[block]))
 
 
 def _axis_of(nest: Nest, name: str) -> str:

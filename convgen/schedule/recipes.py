@@ -229,8 +229,12 @@ class _Recipe:
         blocks = blocks_of(facts, chosen)
         assert blocks is not None
         inside = [blocks.inside]
+        around = [n for n in facts.reduces if n != blocks.inside]
         low, high = edges_along(self.nest, blocks.inside, self.kernel)
-        if 0 < low + high < facts.reduces[blocks.inside]:
+        if blocks.part < facts.reduces[blocks.inside]:
+            self.add(split(blocks.inside, blocks.part))
+            around, inside = [*around, f"{blocks.inside}_out"], [f"{blocks.inside}_in"]
+        elif 0 < low + high < facts.reduces[blocks.inside]:
             self.add(peel(blocks.inside, low, high))
             inside = [f"{blocks.inside}_out", f"{blocks.inside}_in"]
         outer = [o.name for o in self.nest.loops if o.reduce is None]
@@ -243,7 +247,6 @@ class _Recipe:
             shared = f"{shared}_out"
         else:
             near.remove(shared)
-        around = [n for n in facts.reduces if n != blocks.inside]
         named = [shared, *around, *(owners[axis] for axis in blocks.far), *near, *inside]
         named += [*tile, vector]
         rest = [o.name for o in self.nest.loops if o.name not in named]

@@ -23,14 +23,15 @@ WHOLE = 2  # short loops that a tile takes as a whole beside parts of another
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A choice: the vector loop ("" for none) and how much of it a tile takes; the other loops of
-    the tile with the sizes that cover them; the buffers to pack; the reduce loop that alone runs
-    inside the tiles, the others around them ("": all run inside)."""
+    the tile with the sizes that cover them; the buffers to pack; the reduce loop of which a part
+    runs inside the tiles, the rest and the others around them ("": all run inside)."""
 
     vector: str = ""
     width: int = 1
     tile: Tile = ()
     packs: frozenset[str] = frozenset()
     block: str = ""
+    part: int = 0
     cycles: float = math.inf
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from schedule_nests import buffer, kernel, load, nest, var
@@ -11,9 +13,10 @@ from convgen.ir.nodes import Edge, Kernel, Op
 from convgen.passes.flatten import flatten
 from convgen.schedule import recipes
 from convgen.schedule.access import around_tiles
-from convgen.schedule.blocks import blocks_of, bytes_of_block, edges_along
+from convgen.schedule.blocks import blocks_of, bytes_of_block, edges_along, streamed_cycles
 from convgen.schedule.choice import candidates
 from convgen.schedule.facts import facts_of
+from convgen.schedule.machine import machine_of
 from convgen.schedule.predict import predict
 from convgen.schedule.tiles import Candidate
 from convgen.target import target
@@ -78,11 +81,11 @@ def test_every_way_in_blocks_is_legal_and_right(
 
 def test_a_block_stays_in_the_first_cache() -> None:
     machine = target("x86-64-v3")
-    tile = Candidate("c", 8, (("k", (4,)), ("s", (3,))))
 
     def read(size: int) -> float | None:
         subject = gradient(128, 128, size)
         facts = facts_of(next(subject.nests()), subject, machine)
+        tile = Candidate("c", 8, (("k", (4,)), ("s", (3,))), block="x", part=size)
         found = blocks_of(facts, tile)
         return found and sum(part for _, part in bytes_of_block(facts, found))
 
@@ -97,7 +100,7 @@ def test_a_row_of_few_channels_is_whole_lines() -> None:
     machine = target("x86-64-v3")
     subject = gradient(64, 3, 112)
     facts = facts_of(next(subject.nests()), subject, machine)
-    found = blocks_of(facts, Candidate("k", 8, (("c", (3,)), ("s", (3,)))))
+    found = blocks_of(facts, Candidate("k", 8, (("c", (3,)), ("s", (3,))), block="x", part=112))
     assert found and found.far == ("r",) and not found.near[1:]
     (_, first), (_, second) = bytes_of_block(facts, found)
     assert sorted((first, second)) == [4 * 114 * 3, 112 * 64]  # dY by half lines
@@ -119,8 +122,66 @@ def test_loops_that_no_tile_cuts_are_shared_out() -> None:
         ),
     )
     facts = facts_of(next(subject.nests()), subject, target("x86-64-v3"))
-    found = blocks_of(facts, Candidate("c", 4, (("k", (2,)), ("s", (3,)))))
+    found = blocks_of(facts, Candidate("c", 4, (("k", (2,)), ("s", (3,))), block="x", part=24))
     assert found and (found.shared, found.tasks, found.near) == ("g", 8, ("k", "g"))
+
+
+def products(size: int, rows: int, columns: int) -> Kernel:
+    """dW[k, c] = sum(p: dY[p, k] * X[p, c])."""
+    p, k, c = (var(a) for a in "pkc")
+    return kernel(
+        (
+            buffer("dY", (size, rows)),
+            buffer("X", (size, columns)),
+            buffer("dW", (rows, columns), "output"),
+        ),
+        nest(
+            "dW",
+            {"k": rows, "c": columns},
+            Op("mul", (load("dY", p, k), load("X", p, c)), f32),
+            {"p": size},
+        ),
+    )
+
+
+@pytest.mark.parametrize("where", ["x86-64-v3", "x86-64-v4"])
+def test_one_long_loop_is_cut_into_blocks(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """Rows that lie far apart come from a near cache where all tiles sweep a part of them."""
+    subject, machine = products(3136, 256, 64), replace(target(where), l2=1 << 20)
+    facts = facts_of(next(subject.nests()), subject, machine)
+    ways = [c for c in candidates(facts) if c.block]
+    assert ways and all(3136 % c.part == 0 and 48 <= c.part <= 1568 for c in ways)
+    small = products(96, 64, 64)
+    facts = facts_of(next(small.nests()), small, machine)
+    (one, *_) = (c for c in candidates(facts) if c.block)
+
+    def chosen(*_: object) -> Candidate:
+        return one
+
+    monkeypatch.setattr(recipes, "cheapest", chosen)
+    schedule = recipes.default_schedule(small, machine)
+    assert "split(p, 48)" in str(schedule) and "reorder(" in str(schedule)
+    chance = np.random.default_rng(3)
+    arrays = {
+        b.name: chance.integers(-4, 5, b.shape).astype("f")
+        for b in small.buffers
+        if b.role == "input"
+    }
+    done = flatten(schedule.apply(small, machine), machine)
+    assert np.array_equal(interpret(done, arrays)["dW"], interpret(small, arrays)["dW"])
+
+
+def test_far_rows_share_sets_of_the_first_cache() -> None:
+    """A part of a row of a power of two fills few sets: its lines come from the second cache."""
+    machine = target("x86-64-v3")
+
+    def waited(filters: int) -> float:
+        subject = products(3136, filters, 64)
+        facts = facts_of(next(subject.nests()), subject, machine)
+        tile = Candidate("c", 16, (("k", (4,)),), block="p", part=56)
+        return streamed_cycles(facts, tile, machine_of(machine))
+
+    assert waited(256) > waited(288) + 1
 
 
 def test_edges_along_a_loop() -> None:
