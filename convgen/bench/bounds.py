@@ -44,14 +44,16 @@ def work_of(program: Program, built: Built, arrays: Mapping[str, NDArray[Any]]) 
 
 def moved(kernel: Kernel) -> int:
     """Bytes that the stages of a scheduled kernel read and write. Pieces of one tensor are one
-    stage; copies and what stays in a worker's scratch count nothing."""
+    stage; copies and what stays in a worker's scratch count nothing; results
+    of stages computed inside others count."""
     read: dict[str, set[str]] = {}
     total = 0
     for nest in kernel.nests():
         if any(kernel.buffer(s.buffer).role in _OWN for s in nest.stores):
             continue
         read.setdefault(nest.name.split(".")[0], set()).update(_read(nest))
-        total += _stored(kernel, nest)
+        inside = {s.buffer for a in nest.attached for s in a.nest.stores}
+        total += _stored(kernel, nest) + sum(_sizes(kernel, inside))
     return total + sum(sum(_sizes(kernel, names)) for names in read.values())
 
 

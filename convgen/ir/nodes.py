@@ -288,8 +288,8 @@ class Loop:
 
 @dataclass(frozen=True, slots=True)
 class Combiner:
-    """A reduction in IR terms. lift over v, p; combine over a_i, b_i; project over a_i. step: how
-    an element enters a state, over a_i, v; empty: by combining its lift."""
+    """A reduction in IR terms. lift over v, p; combine over a_i, b_i; project over a_i. step (if any)
+    instead: how an element enters a state, over a_i, v; join: states of elements in any order."""
 
     name: str
     dtypes: tuple[DType, ...]
@@ -300,6 +300,12 @@ class Combiner:
     associative: bool = True
     commutative: bool = True
     step: tuple[Expr, ...] = ()
+    join: tuple[Expr, ...] = ()
+
+    @property
+    def in_any_order(self) -> bool:
+        """True where states join whatever the order of their elements."""
+        return self.associative and (self.commutative or bool(self.join))
 
 
 @dataclass(frozen=True, slots=True)
@@ -453,9 +459,8 @@ class Form(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A parallel range: tasks 0..extent-1 may run in any order on any worker; at least `grain`
-    at a time. When FLAT, the body is run for the tasks begin..end-1 of one call: the integer
-    variables ``begin`` and ``end`` are given. `scratch_bytes` are needed by each worker.
+    """A parallel range: tasks 0..extent-1 in any order on any worker, at least `grain` at a time.
+    FLAT: the body runs the tasks begin..end-1, integer variables; each worker has `scratch_bytes`.
     when: "prepare" (depends on packed inputs only, can be done ahead) or "run".
     """
 
@@ -471,8 +476,7 @@ class Phase:
 class Kernel:
     """Phases over buffers, run in order with a barrier between.
 
-    `trace` lists the directives applied, as text. `notes` are fall-offs from fast roads, each with
-    its reason, for the report.
+    `trace`: the directives applied, as text; `notes`: where a fast road was left, with the reason.
     """
 
     name: str

@@ -361,7 +361,8 @@ def combiner_text(combiner: Combiner) -> str:
     made = f"reduction {combiner.name}({', '.join(str(d) for d in combiner.dtypes)}): "
     made += f"lift {group(combiner.lift)}; combine {group(combiner.combine)}; "
     made += f"identity {group(combiner.identity)}; project {group(combiner.project)}"
-    return made if combiner.commutative else made + "; in order"
+    made += "" if combiner.commutative else "; in order"
+    return f"{made}; join {group(combiner.join)}" if combiner.join else made
 
 
 # ---------------------------------------------------------------------------------------------

@@ -204,6 +204,7 @@ class _Verifier:
         for part, params in (
             (combiner.lift, {"v": element, "p": i64}),
             (combiner.combine, {**states, **others}),
+            (combiner.join or combiner.combine, {**states, **others}),
             (combiner.identity, {}),
         ):
             kinds = tuple(e.dtype for e in part)

@@ -30,7 +30,9 @@ def without_names(facts: Facts) -> Hashable:
     names = names_of(facts)
     loops = {name: number for number, name in enumerate(names.loops)}
     buffers = {name: number for number, name in enumerate(names.buffers)}
-    combiners = tuple((r.combiner.associative, r.combiner.commutative) for r in facts.nest.reduces)
+    combiners = tuple(
+        (c.commutative, c.in_any_order) for c in (r.combiner for r in facts.nest.reduces)
+    )
     operands = tuple((buffers[o.load.buffer], _fields(o, "load", loops)) for o in facts.operands)
     rest = (getattr(facts, f.name) for f in fields(facts) if f.name not in ("nest", "operands"))
     return combiners, operands, _numbered(tuple(rest), loops)

@@ -94,6 +94,11 @@ def candidates(facts: Facts) -> Iterator[Candidate]:
             if width == extent:
                 break
     combiners = [r.combiner for r in facts.nest.reduces]
-    if len(combiners) == 1 and combiners[0].associative and combiners[0].commutative:
+    if len(combiners) != 1 or not combiners[0].in_any_order:
+        return
+    if combiners[0].commutative:
         yield from across(facts)
         yield from dots(facts)
+    else:  # the elements of a state keep their order where the vector loop is the last of the sum
+        last = [o.name for o in facts.nest.loops if o.reduce is not None][-1:]
+        yield from (c for c in across(facts) if [c.vector] == last and not c.tile)

@@ -96,6 +96,10 @@ class Fusion:
     def is_temporary(self, buffer: str) -> bool:
         return self.kernel.buffer(buffer).role == "temporary"
 
+    def is_passed_on(self, buffer: str) -> bool:
+        """True for what stages write for others, be it a result of the kernel too."""
+        return self.kernel.buffer(buffer).role in ("temporary", "output")
+
     # -- join ----------------------------------------------------------------------------------
 
     def join_pieces(self) -> None:
@@ -172,7 +176,7 @@ class Fusion:
         if nest is None or nest.reduces or nest.guards or not is_light(nest, self.kernel):
             return
         written = [s.buffer for n in self.kernel.nests() for s in n.stores]
-        wanted = [b for b in _read(nest) if self.is_temporary(b)]
+        wanted = [b for b in _read(nest) if self.is_passed_on(b)]
         for buffer in sorted(wanted, key=written.index, reverse=True):  # the last stage first
             order = self.chunk_loops(nest, buffer)
             if order is not None and self.gather_at(nest, buffer, *order):
@@ -225,7 +229,7 @@ class Fusion:
                 assert here is not None
                 inside = [here, *(a.nest for a in here.attached)]
                 read = dict.fromkeys(b for one in inside for b in _read(one))
-                pending = [b for b in read if self.is_temporary(b)]
+                pending = [b for b in read if self.is_passed_on(b)]
         if not count:
             self.kernel, self.directives = before
         return bool(count)

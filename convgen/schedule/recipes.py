@@ -59,6 +59,8 @@ from convgen.schedule.streams import stream
 from convgen.schedule.tiles import Candidate
 from convgen.target import Target
 
+# Chunks of a sum that are written out.
+TURNS = 2
 # Tasks beyond which no further loop is made parallel.
 TASKS = 128
 
@@ -323,6 +325,8 @@ class _Recipe:
         if wanted != [o.name for o in self.nest.loops]:
             self.add(reorder(*wanted))
         self.pack_operands(chosen, facts, tile, vector)
+        chunks = [o for o in self.nest.loops[-2:-1] if o.name == f"{name}_out" and not tile]
+        rows += [o.name for o in chunks if o.extent <= TURNS and not o.segments]
         for one in (*tile, *reversed(rows)):
             self.add(unroll(one))
         self.add(rfactor(vector))

@@ -21,6 +21,8 @@ from convgen.symbolic.functions import (
     equal,
     is_nan,
     less,
+    logical_and,
+    logical_not,
     logical_or,
     maximum,
     minimum,
@@ -58,6 +60,7 @@ class Reduction:
     and OTHERS), with the results being those of the reduction named `companion` (max needs the
     winner's position, which argmax's state carries); None: not differentiable.
     `commutative` False: elements must be combined in row-major order of the reduced ranges.
+    `join`: joins states whose elements stand in any order, where `combine` cannot; empty: no way.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Reduction:
     associative: bool = True
     commutative: bool = True
     companion: str = ""
+    join: tuple[Expr, ...] = ()
 
     def __post_init__(self) -> None:
         sizes = {len(self.lift), len(self.combine), len(self.identity), len(self.dtypes)}
@@ -101,9 +105,12 @@ def _one(
     )
 
 
-def _indexed(name: str, takes_right: Expr, identity: Expr) -> Reduction:
+def _indexed(name: str, takes_right: Expr, better: Expr, identity: Expr) -> Reduction:
     """The extremum with its position. Results: 0 the position, 1 the value. The first extremum in
     row-major order wins; a NaN wins over everything, the last NaN over earlier ones (as torch)."""
+    last_nan = logical_and(is_nan(b0), logical_or(logical_not(is_nan(a0)), less(a1, b1)))
+    first_of_equals = logical_and(equal(a0, b0), less(b1, a1))
+    any_order = logical_or(logical_or(better, first_of_equals), last_nan)
     return Reduction(
         name,
         (ELEMENT, POSITION),
@@ -113,6 +120,7 @@ def _indexed(name: str, takes_right: Expr, identity: Expr) -> Reduction:
         None,
         (None, i64),
         commutative=False,
+        join=(select(any_order, b0, a0), select(any_order, b1, a1)),
     )
 
 
@@ -120,8 +128,8 @@ SUM = _one("sum", a0 + b0, S.Zero, COTANGENT)
 PROD = _one("prod", a0 * b0, S.One, COTANGENT * OTHERS)
 MAX = _one("max", maximum(a0, b0), S.NegativeInfinity, _winner, "argmax")
 MIN = _one("min", minimum(a0, b0), S.Infinity, _winner, "argmin")
-ARGMAX = _indexed("argmax", _later_wins, S.NegativeInfinity)
-ARGMIN = _indexed("argmin", _smaller_wins, S.Infinity)
+ARGMAX = _indexed("argmax", _later_wins, less(a0, b0), S.NegativeInfinity)
+ARGMIN = _indexed("argmin", _smaller_wins, less(b0, a0), S.Infinity)
 
 _top = maximum(a0, b0)
 

@@ -65,3 +65,22 @@ def test_places_of_the_largest() -> None:
     wanted = np.argmax(taps, axis=0)
     np.testing.assert_array_equal(place, wanted)
     np.testing.assert_array_equal(y, np.take_along_axis(taps, wanted[None], 0)[0])
+
+
+@pytest.mark.parametrize("what", ["max", "min"])
+@pytest.mark.parametrize("size", [64, 43])
+def test_places_in_lanes(what: str, size: int) -> None:
+    """Lanes hold every so-maniest element: the first of equals wins, the last NaN over the rest."""
+    rng = np.random.default_rng(1)
+    x = rng.integers(-2, 3, (40, size)).astype(np.float32)
+    x[3, 7] = x[3, 22] = x[3, 5] = np.nan
+    x[4] = -np.inf if what == "max" else np.inf
+    program = parse(f"Y[n], I[n] = {what}(k: X[n, k]), arg{what}(k: X[n, k])", X=(40, size))
+    tail = "" if size % 16 == 0 else ", tail='guard'"
+    schedule = f"split(k, 16{tail}); rfactor(k_in); vectorize(k_in); carry()"
+    kernel = cg.compile(program, schedule=schedule)
+    y, place = kernel(x)
+    wanted = (np.argmax if what == "max" else np.argmin)(x, axis=1)
+    wanted[3] = 22
+    np.testing.assert_array_equal(place, wanted)
+    np.testing.assert_array_equal(y, x[np.arange(40), wanted])

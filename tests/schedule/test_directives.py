@@ -55,6 +55,14 @@ def rows() -> Kernel:
     )
 
 
+def with_result() -> Kernel:
+    """Two stages, the first of which is a result too."""
+    made = two_stages()
+    roles = {"T": "output"}
+    buffers = (replace(b, role=roles.get(b.name, b.role)) for b in made.buffers)
+    return replace(made, buffers=tuple(buffers))
+
+
 def same(before: Kernel, after: Kernel) -> None:
     """Both compute the same on small integers."""
     chance = np.random.default_rng(3)
@@ -357,6 +365,12 @@ REFUSED = {
         two_stages,
         "T: compute_at(X, i)",
         "compute_at(X, i): X is an input; loops are i; expected a temporary, got X (input)",
+    ),
+    "compute_at a result": (
+        with_result,
+        "Y: compute_at(T, y)",
+        "compute_at(T, y): the parts of T overlap or leave elements out; loops are y, r; expected "
+        "parts that make up T, got what an iteration of y reads",
     ),
     "compute_at a reduce": (
         two_stages,

@@ -133,6 +133,17 @@ def test_a_chunk_passes_through_all_stages() -> None:
     assert "compute_at(E, n_h)" in text  # rows stay whole where they are contiguous
 
 
+@pytest.mark.parametrize("machine", ["x86-64-v4", "x86-64-v3", "aarch64"])
+def test_a_chunk_stores_the_results_that_stages_pass_on(machine: str) -> None:
+    ahead, _ = split(softmax((2, 4, 5, 16), True), ["X"])
+    scheduled, text = check(ahead, target(machine))
+    assert [nest.name for nest in scheduled.nests()] == ["Y"]
+    for stage in ("total", "E", "top"):
+        assert f"compute_at({stage}, n_h_w)" in text
+    kept = {b.name for b in scheduled.buffers if b.role == "output"}
+    assert kept == {"Y", "E", "total", "top_index"}
+
+
 def test_statistics_stay_in_the_cache_where_a_channel_fits() -> None:
     scheduled, text = check(normalized((3, 16, 4, 6), False))
     assert "reorder(c, n, h, w)" in text and "compute_at(m, c" in text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -197,10 +197,11 @@ class NestRun:
         self, combiner: Combiner, partial: Mapping[tuple[int, ...], _States], count: int
     ) -> list[Any]:
         """Partial states joined in loop order."""
+        whole = replace(combiner, combine=combiner.join or combiner.combine)
         total: list[Any] | None = None
         for key in sorted(partial):
             arrays = partial[key].arrays
-            total = arrays if total is None else self._combine(combiner, total, arrays)
+            total = arrays if total is None else self._combine(whole, total, arrays)
         return total if total is not None else self._fresh(combiner, count).arrays
 
     def _combine(self, combiner: Combiner, left: Sequence[Any], right: Sequence[Any]) -> list[Any]:

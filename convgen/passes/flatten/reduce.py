@@ -174,11 +174,18 @@ class Reducing:
         inside = replace(place, params=params)
         return [self.values.of(one, inside) for one in combiner.lift]
 
-    def _combined(self, left: Sequence[Expr], right: Sequence[Expr]) -> list[Expr]:
+    def _combined(
+        self, left: Sequence[Expr], right: Sequence[Expr], by: Sequence[Expr] = ()
+    ) -> list[Expr]:
+        """Two states as one, the elements of the right one after those of the left."""
         params = {f"a{i}": s for i, s in enumerate(left)}
         params |= {f"b{i}": s for i, s in enumerate(right)}
         place = Place(Scope(), params=params)
-        return [self.values.of(c, place) for c in self.combiner.combine]
+        return [self.values.of(c, place) for c in by or self.combiner.combine]
+
+    def _together(self, left: Sequence[Expr], right: Sequence[Expr]) -> list[Expr]:
+        """Two states as one, their elements in any order."""
+        return self._combined(left, right, self.combiner.join)
 
     def _masked(self, mask: Expr | None, new: Sequence[Expr], old: Sequence[Expr]) -> list[Expr]:
         if mask is None:
@@ -211,7 +218,7 @@ class Reducing:
 
         def join(part: Sequence[Expr]) -> None:
             with self.emitter.forgetting():
-                self.emitter.assign(total, self._combined(total, part))
+                self.emitter.assign(total, self._together(total, part))
 
         def leaf(inside: Scope) -> None:
             inner = Tile(self.factored, vector, self.tile.lanes)
@@ -228,13 +235,13 @@ class Reducing:
         """
         found: list[list[Expr]] = []
         whole: list[Expr] | None = None
-        free = self.combiner.commutative and self.combiner.associative
+        free = self.combiner.in_any_order
         for position in positions(tile, scope):
             state = self.states.read(position)
             if not scalars:
                 found.append(state)
             elif free and position.valid == position.lanes:
-                whole = state if whole is None else self._combined(whole, state)
+                whole = state if whole is None else self._together(whole, state)
             else:
                 found += self._lanes(state, position.valid)
         if whole is not None:
@@ -254,7 +261,7 @@ class Reducing:
                 [self.emitter.share(Lanes(s, tuple(range(start, start + half)))) for s in state]
                 for start in (0, half)
             )
-            state = self._combined(low, high)
+            state = self._together(low, high)
         return state
 
 

@@ -71,6 +71,7 @@ def lower_reduction(reduction: Reduction, element: DType, points: int | None = N
         tuple(project),
         reduction.associative,
         reduction.commutative,
+        join=tuple(emit(b, k) for b, k in zip(reduction.join, kinds, strict=False)),
     )
 
 

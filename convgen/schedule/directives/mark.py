@@ -383,7 +383,7 @@ class Rfactor(Directive):
                 got=reduce.combiner.name,
             )
         first = next(o.name for o in nest.loops if o.reduce == loop.reduce)
-        if not reduce.combiner.commutative and first != self.axis:
+        if not reduce.combiner.in_any_order and first != self.axis:
             self.refuse(
                 nest,
                 f"{reduce.combiner.name} depends on the order of its elements",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -38,7 +39,8 @@ class ComputeAt(Directive):
     Legal: T is a temporary that only this nest reads, or producers computed inside y already;
     written by one unscheduled nest at plain indices; y an output loop outside all reduces; the
     accesses of T stay inside it (or are packed first) and move together. Points on which parts
-    overlap are computed again.
+    overlap are computed again. Results of the kernel, T or what is stored beside it, are stored
+    too: there the parts make up the whole and do not overlap.
     Elsewhere: compute_at (Halide, TVM), overlapped tiling, fusion with recomputation.
     """
 
@@ -76,13 +78,13 @@ class ComputeAt(Directive):
                 expected="accesses whose indices differ by constants",
                 got=f"{self.buffer} in {nest.name}",
             )
-        self._check_producer(nest, producer)
+        self._check_producer(nest, producer, kernel)
 
     def _producer(self, nest: Nest, kernel: Kernel) -> Nest:
         inside = [a.nest.name for a in nest.attached if a.at == self.loop_name]
-        return find_producer(self, nest, kernel, self.buffer, inside)
+        return find_producer(self, nest, kernel, self.buffer, inside, ("temporary", "output"))
 
-    def _check_producer(self, nest: Nest, producer: Nest) -> None:
+    def _check_producer(self, nest: Nest, producer: Nest, kernel: Kernel) -> None:
         for loop in producer.loops:
             if loop.segments or loop.kind.value != "serial" or loop.steps > 1:
                 self.refuse(
@@ -91,21 +93,57 @@ class ComputeAt(Directive):
                     expected="compute_at before the directives of the producer",
                     got=loop.name,
                 )
-        if producer.attached or len(producer.stores) != 1:
+        own = _store_of(producer, self.buffer)
+        others = [s for s in producer.stores if s is not own]
+        if producer.attached or any(s.index != own.index for s in others):
             self.refuse(
                 nest,
                 f"{producer.name} does more than compute {self.buffer}",
-                expected="a nest with one store",
+                expected="a nest that stores at one place",
                 got=f"{len(producer.stores)} stores, {len(producer.attached)} attached nests",
             )
         plain = {a for a, v in producer.axes if len(v.terms) == 1 and v.is_plain}
-        if any(i.single not in plain for i in producer.stores[0].index):
+        if any(i.single not in plain for i in own.index):
             self.refuse(
                 nest,
                 f"{producer.name} does not write {self.buffer} at plain indices",
                 expected="one axis for each index",
-                got=", ".join(str(i) for i in producer.stores[0].index),
+                got=", ".join(str(i) for i in own.index),
             )
+        results = [s.buffer for s in producer.stores if kernel.buffer(s.buffer).role == "output"]
+        if any(s.buffer not in results for s in others):
+            self.refuse(
+                nest,
+                f"{producer.name} stores another temporary",
+                expected=f"{self.buffer} and results of the kernel",
+                got=", ".join(s.buffer for s in others),
+            )
+        if results and not self._is_partition(nest, kernel):
+            self.refuse(
+                nest,
+                f"the parts of {self.buffer} overlap or leave elements out",
+                expected=f"parts that make up {', '.join(results)}",
+                got=f"what an iteration of {self.loop_name} reads",
+            )
+
+    def _is_partition(self, nest: Nest, kernel: Kernel) -> bool:
+        """True where the parts make up the buffer and none overlap: together they are as large as
+        it is, and some access goes over all of it."""
+        around = outside(nest, self.loop_name)
+        outer = [o for o in nest.loops if o.name in around]
+        if nest.guards or any(o.segments for o in nest.loops):
+            return False
+        box = _box(self, nest)
+        assert box is not None
+        shape = kernel.buffer(self.buffer).shape
+        parts = math.prod(o.extent for o in outer) * math.prod(span.extent for span in box)
+        inner = [a.nest for a in nest.attached if a.at == self.loop_name]
+        return parts == math.prod(shape) and any(
+            not one.guards and _goes_over(load.index, shape, axis_ranges(one))
+            for one in (nest, *inner)
+            for load in loads_of(one)
+            if load.buffer == self.buffer
+        )
 
     def rewrite(self, nest: Nest, kernel: Kernel, target: Target) -> Kernel:
         producer = self._producer(nest, kernel)
@@ -126,7 +164,8 @@ class ComputeAt(Directive):
 
         ranges = loop_ranges(nest)
         spans = {a: v.bounds(ranges) for a, v in starts.items()}
-        inner = _local(producer, box, tile, ranges, source.shape)
+        results = tuple(s for s in producer.stores if kernel.buffer(s.buffer).role == "output")
+        inner = _local(producer, self.buffer, box, tile, ranges, source.shape, results)
         places = tuple((a, low, high + 1) for a, (low, high) in spans.items())
 
         def reading(one: Nest) -> Nest:
@@ -140,7 +179,8 @@ class ComputeAt(Directive):
         attached = (Attached(self.loop_name, inner, name), *earlier)
         after = replace(reading(nest), attached=attached)
         kernel = replace_nest(replace_nest(kernel, producer.name, None), nest.name, after)
-        buffers = tuple(b for b in kernel.buffers if b.name != self.buffer)
+        kept = source.role == "output"
+        buffers = tuple(b for b in kernel.buffers if kept or b.name != self.buffer)
         return replace(kernel, buffers=(*buffers, tile))
 
 
@@ -215,9 +255,10 @@ def find_producer(
     kernel: Kernel,
     buffer: str,
     inside: Sequence[str] | None = None,
+    roles: Sequence[str] = ("temporary",),
 ) -> Nest:
-    """The one nest that writes a temporary which `nest` reads inside its bounds. `inside`: the
-    only other nests that may read it; None: any may."""
+    """The one nest that writes a buffer which `nest` reads inside its bounds. `inside`: the
+    only other nests that may read it; None: any may. roles: what the buffer may be."""
     own = [nest, *(a.nest for a in nest.attached if a.nest.name in (inside or ()))]
     reads = [o for one in own for o in loads_of(one) if o.buffer == buffer]
     if not reads:
@@ -229,7 +270,7 @@ def find_producer(
             got=buffer,
         )
     role = kernel.buffer(buffer).role
-    if role != "temporary":
+    if role not in roles:
         directive.refuse(
             nest,
             f"{buffer} is an {role}" if role[0] in "io" else f"{buffer} is {role}",
@@ -275,17 +316,34 @@ def _box(directive: ComputeAt, nest: Nest) -> Box | None:
     return found
 
 
+def _store_of(producer: Nest, buffer: str) -> StoreNode:
+    return next(s for s in producer.stores if s.buffer == buffer)
+
+
+def _goes_over(
+    index: tuple[Affine, ...], shape: tuple[int, ...], ranges: dict[str, tuple[int, int]]
+) -> bool:
+    """True where an index has an axis of its own for each dimension, over its whole extent."""
+    names = [i.single for i in index]
+    whole = all(ranges.get(str(n)) == (0, e) for n, e in zip(names, shape, strict=True))
+    return whole and len({*names}) == len(names)
+
+
 def _local(
     producer: Nest,
+    buffer: str,
     box: Box,
     tile: Buffer,
     fixed: dict[str, tuple[int, int]],
     shape: tuple[int, ...],
+    results: tuple[StoreNode, ...],
 ) -> Nest:
-    """The producer over one box: its loops renamed, its output axes started at the box."""
+    """The producer over one box: its loops renamed, its output axes started at the box; it stores
+    in the tile, and results where they belong."""
+    own = _store_of(producer, buffer)
     prefix = tile.name.removesuffix("_tile")
     renamed = {loop.name: Affine.of(f"{prefix}_{loop.name}") for loop in producer.loops}
-    dims = {str(i.single): d for d, i in enumerate(producer.stores[0].index)}
+    dims = {str(i.single): d for d, i in enumerate(own.index)}
     loops: list[Loop] = []
     axes: dict[str, Affine] = {}
     sizes: dict[str, int] = {}
@@ -321,5 +379,5 @@ def _local(
         axes=tuple(axes.items()),
         ranges=tuple((a, *known[a]) for a in axes),
         guards=tuple(guards),
-        stores=(StoreNode(tile.name, index, producer.stores[0].value),),
+        stores=(StoreNode(tile.name, index, own.value), *results),
     )
