@@ -288,8 +288,8 @@ class Loop:
 
 @dataclass(frozen=True, slots=True)
 class Combiner:
-    """A reduction in IR terms. lift over v, p; combine over a_i, b_i; project over a_i. step (if any)
-    instead: how an element enters a state, over a_i, v; join: states of elements in any order."""
+    """A reduction in IR terms. lift over v, p; combine over a_i, b_i; project over a_i. Where given,
+    step: how an element enters a state, over a_i, v; join: joins states of any order."""
 
     name: str
     dtypes: tuple[DType, ...]
