@@ -15,6 +15,8 @@ from convgen.ir.regions import loop_extent, loop_ranges
 from convgen.ir.visit import loads
 from convgen.types import DType, f32
 
+LONGEST = 64  # iterations of a pattern in which vectors pick their elements
+
 
 def loads_of(nest: Nest) -> list[Load]:
     """The loads of the reduce bodies, then those of the stored values; each once. Attached nests
@@ -80,17 +82,34 @@ def strides_of(
 
 
 def pattern_of(offset: Affine, loop: str, lanes: int) -> tuple[int, int] | None:
-    """(elements of a step, iterations between steps) where a loop moves an offset in whole groups
-    only, a vector along it holds whole groups, and what it reads fits a vector: every vector takes
-    a few neighbours in the same pattern. None elsewhere."""
-    hidden = [(atom, c) for atom, c in offset.terms if loop in Affine.of(atom).names()]
-    if len(hidden) != 1:
+    """(elements of a step, iterations after which the pattern comes again) where every vector that
+    a loop takes of an offset lies within as many neighbours: the step is that of a plain quotient,
+    else 0. None where a vector reaches further, and where what other loops add changes the pattern.
+
+    >>> x = Affine.of("x")
+    >>> pattern_of(4 * (x // 3) + 64 * Affine.of("y"), "x", 8), pattern_of(9 * (x // 3), "x", 8)
+    ((4, 3), None)
+    """
+    terms = [(atom, c) for atom, c in offset.terms if loop in Affine.of(atom).names()]
+    hidden = [atom for atom, _ in terms if not isinstance(atom, str)]
+    moving = Affine(tuple(terms))
+    if (
+        not hidden
+        or moving.names() != frozenset({loop})
+        or any(h.value.hidden_names() for h in hidden)
+    ):
         return None
-    atom, step = hidden[0]
-    if not isinstance(atom, FloorDiv) or atom.value != Affine.of(loop) or lanes % atom.divisor:
+    every = math.lcm(*(atom.divisor for atom in hidden))
+    if every > LONGEST:
         return None
-    reach = abs(step) * (lanes // atom.divisor - 1)
-    return (step, atom.divisor) if reach < lanes else None
+    for first in range(0, math.lcm(every, lanes), lanes):
+        places = [moving.evaluate({loop: first + lane}) for lane in range(lanes)]
+        if max(places) - min(places) >= lanes:
+            return None
+    plain = (
+        len(terms) == 1 and isinstance(hidden[0], FloorDiv) and hidden[0].value == Affine.of(loop)
+    )
+    return terms[0][1] if plain else 0, every
 
 
 def output_loops(nest: Nest) -> list[Loop]:

@@ -75,7 +75,7 @@ def blocks_of(facts: Facts, candidate: Candidate) -> Blocks | None:
     body = [o for o in facts.operands if o.body]
     around = [n for n, e in facts.reduces.items() if n != inside and e > 1]
     cut = part < facts.reduces[inside]
-    plain = all(_is_plain(o, candidate.vector) for o in body)
+    plain = all(_is_plain(o, candidate) for o in body)
     if not ((around or cut) and plain and candidate.tile and len(facts.nest.reduces) == 1):
         return None
     if part < LEAST or any(o.hoistable for o in body):
@@ -113,10 +113,10 @@ def blocks_of(facts: Facts, candidate: Candidate) -> Blocks | None:
     return found if cut or read <= FILLED * facts.l1 else None
 
 
-def _is_plain(operand: Operand, vector: str) -> bool:
+def _is_plain(operand: Operand, candidate: Candidate) -> bool:
     """True where vectors are read as they lie, all of them."""
-    contiguous = operand.strides.get(vector, 0) in (0, 1) or vector in operand.patterned
-    return contiguous and not operand.omits
+    shuffled = operand.is_shuffled(candidate.vector, candidate.width)
+    return (shuffled or operand.strides.get(candidate.vector, 0) in (0, 1)) and not operand.omits
 
 
 def tiles_along(facts: Facts, candidate: Candidate) -> dict[str, int]:
@@ -201,6 +201,10 @@ def _fresh_lines(operand: Operand, candidate: Candidate) -> float:
     """Bytes of the lines of an operand that an iteration of a tile is the first to read."""
     sizes = {n: max(cover) for n, cover in candidate.tile} | {candidate.vector: candidate.width}
     near = [n for n in sizes if operand.strides.get(n) == 1]
+    if operand.is_shuffled(candidate.vector, candidate.width):
+        _, every = operand.patterned[candidate.vector]
+        near.append(candidate.vector)
+        sizes[candidate.vector] = -(-candidate.width // every)
     slid = {n for window in operand.windows if candidate.block in window for n in window}
     run = operand.bytes * math.prod(sizes[n] for n in near)
     rows = math.prod(sizes[n] for n in sizes.keys() & operand.strides.keys() - {*near, *slid})

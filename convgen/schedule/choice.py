@@ -6,6 +6,7 @@ takes; nests that differ in names alone are scored once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -76,6 +77,15 @@ def score_any(facts: Facts, candidate: Candidate, machine: Machine) -> Candidate
     return score_across(facts, candidate, machine)
 
 
+def _periods(facts: Facts, vector: str) -> Iterator[int]:
+    """Vectors after which an operand is read in the same pattern again."""
+    for operand in facts.operands:
+        if vector in operand.patterned:
+            every = operand.patterned[vector][1]
+            if every // math.gcd(every, facts.lanes) <= max(VECTORS):
+                yield every // math.gcd(every, facts.lanes)
+
+
 def candidates(facts: Facts) -> Iterator[Candidate]:
     """What is worth scoring: every output loop as vector loop with some widths, each with the tiles
     that fit beside it; reduce loops as vector loops, alone or with a tile; no vector at all."""
@@ -83,7 +93,7 @@ def candidates(facts: Facts) -> Iterator[Candidate]:
     for vector, extent in facts.outputs.items():
         if extent == 1:
             continue
-        for vectors in VECTORS:
+        for vectors in sorted({*VECTORS, *_periods(facts, vector)}):
             width = min(extent, vectors * facts.lanes)
             if facts.reduces and vectors > 1 and vectors * (facts.states + 1) > facts.registers:
                 break

@@ -20,8 +20,8 @@ def pack_choices(facts: Facts, candidate: Candidate) -> list[frozenset[str]]:
     edged: set[str] = set()
     for operand in facts.operands:
         stride = operand.strides.get(candidate.vector, 0)
-        patterned = candidate.vector in operand.patterned
-        helps = stride not in (0, 1) and not patterned and operand.steps[candidate.vector] != stride
+        shuffled = operand.is_shuffled(candidate.vector, candidate.width)
+        helps = stride not in (0, 1) and not shuffled and operand.steps[candidate.vector] != stride
         tested = operand.edged & {candidate.vector, *(name for name, _ in candidate.tile)}
         if not operand.body:
             continue

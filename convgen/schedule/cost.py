@@ -174,7 +174,7 @@ def weight(facts: Facts, candidate: Candidate, packs: frozenset[str]) -> float:
     total = facts.operations
     for operand in facts.operands:
         strided = operand.strides.get(candidate.vector, 0) not in (0, 1)
-        if candidate.vector in operand.patterned:
+        if operand.is_shuffled(candidate.vector, candidate.width):
             total += 1
         elif strided and not (operand.body and operand.load.buffer in packs):
             total += 2 * facts.lanes
@@ -233,7 +233,7 @@ def tile_cycles(
                 times *= 1 + is_masked(facts, candidate.vector)
             stride = operand.strides[candidate.vector]
             step = operand.steps[candidate.vector] or None if packed else stride
-            if candidate.vector in operand.patterned:
+            if operand.is_shuffled(candidate.vector, candidate.width):
                 work += SHUFFLED * times * shared
                 times /= math.prod(tile[n] for n in along & operand.picking(candidate.vector))
             else:
@@ -274,7 +274,7 @@ def lines_of_gather(
     they stay until the loop comes round that moves along them; the first cache costs nothing."""
     steps = {n: abs(operand.strides.get(n) or 0) * operand.bytes for n in facts.order}
     stride = operand.strides.get(candidate.vector, 0)
-    if operand.readers > 1 or candidate.vector in operand.patterned:
+    if operand.readers > 1 or operand.is_shuffled(candidate.vector, candidate.width):
         return 0.0
     if stride in (0, 1, -1) or steps[facts.order[0]] < LINE:
         return 0.0
@@ -400,7 +400,9 @@ def store_cycles(
         if operand.body:
             continue
         stride = operand.strides.get(candidate.vector, 0)
-        total += height * vectors * (1 + gather_cost(facts, stride, machine))
+        shuffled = operand.is_shuffled(candidate.vector, candidate.width)
+        beyond = SHUFFLED if shuffled else gather_cost(facts, stride, machine)
+        total += height * vectors * (1 + beyond)
         if operand.edged or operand.omits:
             total += 3 * height * vectors
     return total

@@ -65,6 +65,10 @@ class Operand:
     readers: int
     copies: frozenset[tuple[str, int]]
 
+    def is_shuffled(self, vector: str, width: int) -> bool:
+        """True where each vector of a chunk so wide is one load and a shuffle."""
+        return vector in self.patterned and width % self.patterned[vector][1] == 0
+
     def picking(self, vector: str) -> frozenset[str]:
         """Loops that take other elements out of the same vectors along a loop with a pattern."""
         step, _ = self.patterned.get(vector, (0, 0))

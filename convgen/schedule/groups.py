@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from convgen.affine import Affine
 from convgen.ir.nodes import Kernel, Nest
-from convgen.schedule.access import loads_of, offset_of, vector_dtype
+from convgen.schedule.access import LONGEST, loads_of, offset_of, pattern_of, vector_dtype
 from convgen.schedule.choice import cheapest
 from convgen.schedule.directives import Directive, fuse
 from convgen.schedule.directives.base import find_nest
@@ -38,14 +38,14 @@ def through_groups(
 
 
 def grouped_pair(nest: Nest, kernel: Kernel, target: Target) -> tuple[str, str] | None:
-    """Neighbouring output loops, groups and what each holds less of than a vector has lanes: what
-    is stored and an operand are contiguous along both, what the inner one does not move is read in
-    one pattern by every vector."""
+    """Neighbouring output loops, groups and what each holds that fills no whole vectors: what is
+    stored and an operand are contiguous along both, what the inner one does not move every vector
+    takes from a few neighbours."""
     lanes = target.lanes(vector_dtype(nest, kernel))
     for outer, inner in zip(nest.loops, nest.loops[1:], strict=False):
         if outer.reduce is not None or inner.reduce is not None or outer.extent < 2:
             continue
-        if not 1 < inner.extent < lanes or lanes % inner.extent:
+        if inner.extent < 2 or inner.extent % lanes == 0 or inner.extent > LONGEST:
             continue
         places = [(s.buffer, s.index) for s in nest.stores]
         places += [(o.buffer, o.index) for o in loads_of(nest)]
@@ -65,5 +65,7 @@ def _kind(offset: Affine, outer: str, inner: str, extent: int, lanes: int) -> st
     step, near = offset.coefficient(outer), offset.coefficient(inner)
     if step == extent * near:
         return "side by side" if step else "still"
-    window = abs(step) * (lanes // extent - 1)
-    return "shared" if near == 0 and window < lanes else "other"
+    if near != 0:
+        return "other"
+    together = step * (Affine.of("lane") // extent)
+    return "shared" if pattern_of(together, "lane", lanes) else "other"

@@ -19,6 +19,7 @@ from convgen.schedule import groups
 from convgen.schedule.groups import grouped_pair
 from convgen.schedule.predict import predict
 from convgen.schedule.recipes import default_schedule
+from convgen.symbolic.parse import parse
 from convgen.target import Target, target
 
 V3, V4 = target("x86-64-v3"), target("x86-64-v4")
@@ -53,7 +54,10 @@ def test_a_gradient_to_filters_of_groups_fills_its_vectors(machine: Target) -> N
     [
         (4, 4, V3, ("g", "k")),
         (1, 2, V3, ("g", "k")),
-        (4, 3, V3, None),  # a vector holds no whole groups
+        (2, 3, V3, ("g", "k")),  # the same pattern again after three vectors
+        (4, 3, V3, None),
+        (4, 12, V3, ("g", "k")),  # as well, and no group ends in half a vector
+        (4, 16, V3, None),
         (4, 8, V3, None),  # a group fills a vector
         (4, 8, V4, ("g", "k")),
         (9, 4, V3, None),  # the channels of two groups lie further apart than a vector is long
@@ -66,10 +70,23 @@ def test_which_loops_run_through_groups(
     assert grouped_pair(nest, kernel, machine) == pair
 
 
+@pytest.mark.parametrize(("times", "width"), [(2, 8), (3, 24), (5, 40)])
+def test_vectors_of_repeated_elements_are_shuffled(times: int, width: int) -> None:
+    """Every element so many times: chunks hold whole patterns, and nothing is gathered."""
+    program = parse(f"Y[y, x] = X[y, x // {times}] for x < {240 * times}", X=(9, 240))
+    kernel = lower(program)
+    scheduled = default_schedule(kernel, V3).apply(kernel, V3)
+    (nest,) = scheduled.nests()
+    assert nest.loops[-1].extent % width == 0 and not scheduled.notes
+    numbers = np.arange(9 * 240, dtype="f4").reshape(9, 240)
+    found = compile(program, threads=1)(numbers)
+    np.testing.assert_array_equal(found, numbers.repeat(times, axis=1))
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.sampled_from([1, 2, 3, 4]),
-    st.sampled_from([2, 4, 8]),
+    st.sampled_from([2, 3, 4, 5, 8, 12]),
     st.integers(2, 19),
     st.integers(3, 9),
     st.sampled_from(["forward", "weights"]),
