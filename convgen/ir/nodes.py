@@ -288,7 +288,7 @@ class Loop:
 
 @dataclass(frozen=True, slots=True)
 class Combiner:
-    """A reduction in IR terms. lift over v, p; combine over a_i, b_i; project over a_i. Where given,
+    """A reduction in IR terms. lift over v, p; combine over a_i, b_i; project over a_i. If given,
     step: how an element enters a state, over a_i, v; join: joins states of any order."""
 
     name: str
