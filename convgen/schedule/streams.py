@@ -34,6 +34,7 @@ REUSE = 16  # times an element may be read in a nest that is still bound by its 
 VECTORS = 4  # of one tile
 WINDOW = 16  # points of a window that are written out
 ROWS = 4  # points of a long reduce that are
+BLOCK = (4, 3, 5, 6, 2, 7)  # rows walked through together, the best first
 SMALL = 16  # times that a copied operand goes into what is stored
 LINE = 64  # bytes of memory that come together
 FEW = 8  # tasks that a few workers share evenly enough
@@ -156,8 +157,9 @@ def _directives(
         inner, cut = f"{vector}_in", [f"{vector}_out"]
     reduces = [o for o in nest.loops if o.reduce is not None]
     last = reduces[-1].name
-    if cut and outer and _walks_rows(nest, kernel, target, vector):
-        yield split(last, ROWS, nest=name)
+    rows = _rows(nest, kernel, target, vector) if cut and outer else 0
+    if rows:
+        yield split(last, rows, nest=name)
         around = [*(o.name for o in reduces[:-1]), f"{last}_out"]
         yield reorder(*outer, *around, *cut, f"{last}_in", inner, nest=name)
         yield vectorize(inner, nest=name)
@@ -194,17 +196,19 @@ def _spread(trips: Mapping[str, int], name: str) -> Iterator[Directive]:
         yield parallel(*spread, nest=name)
 
 
-def _walks_rows(nest: Nest, kernel: Kernel, target: Target, vector: str) -> bool:
-    """True for a long sum that gains by walking through a few rows from end to end: they come from
-    beyond the second cache, and the states of a row leave half of the first one free."""
+def _rows(nest: Nest, kernel: Kernel, target: Target, vector: str) -> int:
+    """How many rows a long sum walks through from end to end; 0 where it gains nothing by that, or
+    where they do not fit evenly. It gains where they come from beyond the second cache, and the
+    states of a row leave half of the first one free."""
     last = [o for o in nest.loops if o.reduce is not None][-1]
-    if not _is_long(nest) or len(_leaders(nest)) > 1 or last.extent % ROWS or last.extent == ROWS:
-        return False
+    if not _is_long(nest) or len(_leaders(nest)) > 1:
+        return 0
     states = sum(d.bytes for r in nest.reduces for d in r.combiner.dtypes)
-    if states * nest.loop(vector).extent > target.l1 // 2:
-        return False
     read = {o.buffer: kernel.buffer(o.buffer) for r in nest.reduces for o in loads(r.body)}
-    return any(size_in_elements(b) * b.dtype.bytes > target.l2 for b in read.values())
+    far = any(size_in_elements(b) * b.dtype.bytes > target.l2 for b in read.values())
+    if not far or states * nest.loop(vector).extent > target.l1 // 2:
+        return 0
+    return next((n for n in BLOCK if last.extent % n == 0 and last.extent > n), 0)
 
 
 def _vector_loop(nest: Nest, kernel: Kernel, lanes: int) -> tuple[str, list[str]]:

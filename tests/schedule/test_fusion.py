@@ -70,17 +70,20 @@ def test_sums_over_one_domain_share_a_pass() -> None:
     assert len(first.reduces) == 3  # the sum that two gradients share is there once
 
 
+@pytest.mark.parametrize(("width", "rows"), [(20, 4), (21, 3), (25, 5), (23, 0)])
 @pytest.mark.parametrize("machine", ["x86-64-v4", "x86-64-v3", "aarch64"])
-def test_long_sums_over_far_operands_come_in_parts(machine: str) -> None:
+def test_long_sums_over_far_operands_come_in_parts(machine: str, width: int, rows: int) -> None:
     """Tasks that few outputs do not make, and rows from end to end inside of them."""
     near = target(machine)
     far = replace(near, l2=1 << 12)
     lanes = far.lanes(f32)
-    _, backward = split(normalized((3, 4, 20, 8 * lanes), True), ["X", "g"])
+    _, backward = split(normalized((3, 4, width, 8 * lanes), True), ["X", "g"])
     scheduled, text = check(backward, far)
     assert "dv: join(dm, dg); partial(n, h)" in text
     part = next(nest for nest in scheduled.nests() if nest.name == "dv_part")
-    assert [o.name for o in part.loops] == ["n_h", "w_out", "c_out", "w_in", "c_in"]
+    order = ["n_h", "w_out", "c_out", "w_in", "c_in"] if rows else ["n_h", "c_out", "w", "c_in"]
+    assert [o.name for o in part.loops] == order
+    assert not rows or part.loop("w_in").extent == rows
     assert part.loops[0].kind is LoopKind.PARALLEL
     assert "partial" not in check(backward, near)[1]
 
