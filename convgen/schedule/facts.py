@@ -51,6 +51,7 @@ class Operand:
     edged: frozenset[str]
     shifted: frozenset[str]
     omits: bool
+    shape: tuple[int, ...]
     elements: int
     bytes: int
     body: bool
@@ -255,6 +256,7 @@ def _operand(
         edged=frozenset(edged),
         shifted=frozenset(shifted),
         omits=any(e is not None and e.kind == "omit" for e in load.edges),
+        shape=buffer.shape,
         elements=size_in_elements(buffer),
         bytes=buffer.dtype.bytes,
         body=body,

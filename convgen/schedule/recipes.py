@@ -46,6 +46,7 @@ from convgen.schedule.directives.mark import registers_needed
 from convgen.schedule.directives.split import best_cover
 from convgen.schedule.dots import by_rows, is_dot, unfolded
 from convgen.schedule.facts import Facts, facts_of, windows_of
+from convgen.schedule.folding import fold_instead, folded_sum, with_reads
 from convgen.schedule.following import follow_of, live_when_unrolled, slides_along
 from convgen.schedule.fusion import Fusion, finish_consumer
 from convgen.schedule.groups import through_groups
@@ -53,6 +54,7 @@ from convgen.schedule.locality import best_order, stored_order
 from convgen.schedule.machine import machine_of
 from convgen.schedule.nesting import nested
 from convgen.schedule.normalize import backward_windows, contiguous_pair
+from convgen.schedule.panels import Panels, cuts_of, order_of, panels_of
 from convgen.schedule.schedule import Schedule
 from convgen.schedule.sharing import SHORT, SLIDING, UNROLLED, is_crowded
 from convgen.schedule.streams import stream
@@ -77,14 +79,32 @@ def default_schedule(
     fusion = Fusion(kernel, target)
     fusion.run()
     kernel, schedule = fusion.kernel, Schedule(tuple(fusion.directives))
-    nests = all_nests(kernel)
-    for nest in nests:
-        rank = (ranks or {}).get(nest.name, 0)
-        recipe = _Recipe(kernel, target, nest.name if len(nests) > 1 else "", rank)
-        recipe.run()
-        kernel = recipe.kernel
+    found = _run_recipes(kernel, target, ranks or {})
+    folds: list[Directive] = []
+    if not ranks:
+        cycles = {recipe.title: recipe.cycles for recipe in found}
+        folds = fold_instead(kernel, target, cycles, cheapest)
+    if folds:
+        for directive in folds:
+            kernel = directive.apply(kernel, target)
+        schedule = schedule + Schedule(tuple(folds))
+        found = _run_recipes(kernel, target, {})
+    for recipe in found:
         schedule = schedule + Schedule(tuple(recipe.directives), tuple(recipe.notes))
     return schedule
+
+
+def _run_recipes(kernel: Kernel, target: Target, ranks: Mapping[str, int]) -> list[_Recipe]:
+    """A recipe for each nest, in their order, each applied before the next."""
+    found: list[_Recipe] = []
+    nests = all_nests(kernel)
+    for nest in nests:
+        name = nest.name if len(nests) > 1 else ""
+        recipe = _Recipe(kernel, target, name, ranks.get(nest.name, 0), title=nest.name)
+        recipe.run()
+        kernel = recipe.kernel
+        found.append(recipe)
+    return found
 
 
 @dataclass
@@ -95,6 +115,8 @@ class _Recipe:
     target: Target
     name: str
     rank: int = 0
+    title: str = ""
+    cycles: float = 0.0
     directives: list[Directive] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -121,6 +143,12 @@ class _Recipe:
             for directive in streamed:
                 self.add(directive)
             return
+        folded = folded_sum(self.nest, self.kernel, self.target)
+        if folded:
+            for directive in folded:
+                self.add(directive)
+            self.parallelize()
+            return
         facts = facts_of(self.nest, self.kernel, self.target)
         chosen = cheapest(facts, machine_of(self.target), self.rank)
         wide = None if self.rank else through_groups(self.nest, self.kernel, self.target, chosen)
@@ -134,6 +162,7 @@ class _Recipe:
             for directive in directives:
                 self.add(directive)
             facts = facts_of(self.nest, self.kernel, self.target)
+        self.cycles = with_reads(facts, chosen, machine_of(self.target))
         if chosen.vector in facts.reduces:
             self.run_across(chosen, facts)
         else:
@@ -153,6 +182,10 @@ class _Recipe:
     # -- a vector loop that is an output ---------------------------------------------------------
 
     def run_along(self, chosen: Candidate, facts: Facts) -> None:
+        panels = panels_of(facts, chosen)
+        if panels is not None and self.can_guard(chosen.vector):
+            self.run_panels(chosen, facts, panels)
+            return
         vector = self.cut_vector(chosen, facts)
         tile = self.cut_tile(chosen, facts)
         if chosen.block:
@@ -170,6 +203,18 @@ class _Recipe:
         if facts.reduces:
             self.unroll_reduces(weight(facts, chosen, chosen.packs))
             self.carry_states()
+
+    def run_panels(self, chosen: Candidate, facts: Facts, panels: Panels) -> None:
+        """Strips of the vector loop are shared out; in each, panel after panel, its tiles."""
+        for directive in cuts_of(facts, chosen, panels):
+            self.add(directive)
+        tile = self.cut_tile(chosen, facts)
+        order = order_of(self.nest, chosen, panels, tile)
+        self.add(reorder(*order))
+        for one in tile:
+            self.add(unroll(one))
+        self.add(vectorize(order[-1]))
+        self.carry_states()
 
     def cut_tile(self, chosen: Candidate, facts: Facts) -> list[str]:
         """The loops of the tile beside the vector loop, cut from their axes."""

@@ -28,6 +28,8 @@ from convgen.schedule.directives import (
     vectorize,
 )
 from convgen.schedule.facts import facts_of
+from convgen.schedule.machine import STAYS
+from convgen.schedule.reuse import PAGE
 from convgen.target import Target
 
 REUSE = 16  # times an element may be read in a nest that is still bound by its bytes
@@ -69,6 +71,8 @@ def stream(nest: Nest, kernel: Kernel, target: Target) -> list[Directive]:
         return []
     if len(_leaders(nest)) < 2 and (copied or _comes_again(nest, kernel, vector, target)):
         return []  # a tile that reads its vectors again is worth more
+    if len(_leaders(nest)) < 2 and _comes_far(nest, kernel, target):
+        return []  # panels are
     if nest.guards or any(r.guards for r in nest.reduces):
         return []
     if len(_leaders(nest)) > 1 and _is_long(nest):
@@ -101,6 +105,18 @@ def has_tasks(nest: Nest, kernel: Kernel, target: Target) -> bool:
     vector, _ = _vector_loop(nest, kernel, max(1, target.lanes(vector_dtype(nest, kernel))))
     others = [o.extent for o in nest.loops if o.reduce is None and o.name != vector]
     return math.prod(others) >= FEW
+
+
+def _comes_far(nest: Nest, kernel: Kernel, target: Target) -> bool:
+    """True where a sum goes through an operand in memory in steps of pages."""
+    reduces = [o.name for o in nest.loops if o.reduce is not None and o.extent > WINDOW]
+    for load in loads_of(nest):
+        buffer = kernel.buffer(load.buffer)
+        if size_in_elements(buffer) * buffer.dtype.bytes > STAYS[2] * target.l3:
+            steps = [s for s in strides_of(buffer, load.index, nest, reduces).values() if s]
+            if steps and min(steps) * buffer.dtype.bytes >= PAGE:
+                return True
+    return False
 
 
 def _leaders(nest: Nest) -> list[int]:

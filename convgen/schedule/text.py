@@ -29,6 +29,7 @@ _TABLE: dict[str, Callable[..., Directive]] = {
     "rfactor": directives.rfactor,
     "pack": directives.pack,
     "unfold": directives.unfold,
+    "fold": directives.fold,
     "compute_at": directives.compute_at,
     "inline": directives.inline,
     "join": directives.join,

@@ -106,6 +106,11 @@ GOLDEN = {
         lambda: window(1, 20, 4, 5, kind="reflect"),
         "fuse(r, s); cover(x, 3, 2); unfold(X, n, s, c, r, x, y)",
     ),
+    "fold": (lambda: window(1, 2, 4, 5), "fold(c)"),
+    "fold_reflect": (
+        lambda: window(1, 2, 4, 5, kind="reflect"),
+        "Y: fold(c)\nY_columns: fuse(i5, i6); vectorize(i5_i6)\nY: split(x, 2, tail='peel')",
+    ),
     "compute_at": (two_stages, "Y: compute_at(T, y)"),
     "compute_at_chunk": (two_stages, "Y: split(y, 4, tail='peel'); compute_at(T, y_out)"),
     "inline": (two_stages, "Y: inline(T)"),
@@ -348,6 +353,36 @@ REFUSED = {
         "unfold(X, n, y, x, c, r, s)",
         "unfold(X, n, y, x, c, r, s): elements outside X are left out or computed; loops are n, "
         "k, y, x, c, r, s; expected edges with a fixed value, got omit, omit",
+    ),
+    "fold of a window": (
+        lambda: window(1, 2, 4, 5),
+        "fold(r)",
+        "fold(r): r is not summed over, or no whole dimension of both operands; loops are n, k, y, "
+        "x, c, r, s; expected a loop that is one index of both, got r",
+    ),
+    "fold of an output": (
+        lambda: window(1, 2, 4, 5),
+        "fold(k)",
+        "fold(k): k is not summed over, or no whole dimension of both operands; loops are n, k, y, "
+        "x, c, r, s; expected a loop that is one index of both, got k",
+    ),
+    "fold of nothing": (
+        lambda: window(1, 2, 4, 5),
+        "fold()",
+        "fold(): no loop is summed over first; loops are n, k, y, x, c, r, s; expected a loop that "
+        "is, got none",
+    ),
+    "fold after a split": (
+        lambda: window(1, 4, 4, 5),
+        "split(c, 2); fold(c_out)",
+        "fold(c_out): Y is scheduled already, or a copy; loops are n, k, y, x, c_out, c_in, r, s; "
+        "expected fold before all other directives, got Y",
+    ),
+    "fold of one operand": (
+        line,
+        "fold(r)",
+        "fold(r): Y is not one sum of products of two operands, 0 or nothing outside; loops are x, "
+        "r; expected a nest that sums a[..] * b[..], got 1 reduces",
     ),
     "pack along nothing": (
         lambda: window(1, 3, 32, 5),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from convgen.bench.cases import Case
 from convgen.ir.nodes import Kernel, LoopKind
 from convgen.passes.lower import lower
+from convgen.runtime import kernel as kernels
 from convgen.schedule.recipes import default_schedule
 from convgen.symbolic.parse import parse
 from convgen.target import target
@@ -45,3 +47,29 @@ def test_filters_beyond_a_share_of_the_third_cache_come_block_by_block(
     nest = next(n for n in after.nests() if n.reduces)
     names = [o.name for o in nest.loops]
     assert (names.index("k_out") < names.index("y")) == block_by_block
+
+
+@pytest.mark.parametrize("where", ["x86-64-v4", "x86-64-v3"])
+@pytest.mark.parametrize("rows", [1, 9])
+def test_what_comes_from_memory_comes_in_panels(rows: int, where: str) -> None:
+    """Some rows of the matrix, a page of each, for all tiles along it; then the next rows."""
+    after = scheduled(rows, "T[p, j] = sum(k: D[p, k] * W[k, j])", {"W": (300, 14905)}, where)
+    [nest] = after.nests()
+    names = [o.name for o in nest.loops if o.name != "p"]
+    assert names[:3] == ["j_out", "k_out", "j_in_out"]
+    assert nest.loop("j_in_out").extent * nest.loop("j_in_in").extent * 4 <= 4096
+    assert nest.reduces[0].carried
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("columns", [4096, 4133])
+def test_panels_give_the_product(rows: int, columns: int) -> None:
+    """Native code, with parts of a panel left over along both; caches so small that it has some."""
+    shapes = {"D": (rows, 70), "W": (70, columns)}
+    program = parse("T[p, j] = sum(k: D[p, k] * W[k, j])", **shapes)
+    small = replace(target("x86-64-v3"), l2=1 << 14, l3=1 << 16)
+    schedule = str(default_schedule(lower(program), small))
+    assert "split(k, 16, tail='peel')" in schedule
+    chance = np.random.default_rng(2)
+    d, w = (chance.integers(-4, 5, shape).astype(np.float32) for shape in shapes.values())
+    np.testing.assert_array_equal(kernels.compile(program, schedule=schedule)(d, w), d @ w)

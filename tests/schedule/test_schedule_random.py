@@ -158,6 +158,7 @@ def random_directive(subject: Kernel, chance: random.Random) -> d.Directive:
             skip=chance.random() < 0.5,
         ),
         d.unfold(source, *chance.sample(moving, len(moving))),
+        d.fold(*chance.sample(loops, chance.randint(1, min(2, len(loops))))),
         d.compute_at(source, pick),
         d.inline(source),
     ]

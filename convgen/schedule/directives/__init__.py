@@ -1,11 +1,12 @@
 """The directives: small rewrites of one nest, each with its legality and its text.
 
 One file per family: split (split, cover, peel), order (reorder, fuse, reverse), mark (unroll,
-vectorize, parallel, carry, rfactor), pack (pack), unfold (unfold),
+vectorize, parallel, carry, rfactor), pack (pack), unfold (unfold), fold (fold),
 stage (compute_at, inline), together (join), partial (partial).
 """
 
 from convgen.schedule.directives.base import Directive
+from convgen.schedule.directives.fold import Fold, fold
 from convgen.schedule.directives.mark import (
     Carry,
     Parallel,
@@ -31,6 +32,7 @@ __all__ = [
     "ComputeAt",
     "Cover",
     "Directive",
+    "Fold",
     "Fuse",
     "Inline",
     "Join",
@@ -48,6 +50,7 @@ __all__ = [
     "carry",
     "compute_at",
     "cover",
+    "fold",
     "fuse",
     "inline",
     "join",

@@ -1,0 +1,121 @@
+"""Gradients that are multiplied first and folded afterwards: when, what is shared, the numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from convgen.bench.cases import Case
+from convgen.ir.interpret import difference
+from convgen.ir.nodes import Kernel, LoopKind
+from convgen.ir.verify import verify
+from convgen.passes.flatten import flatten
+from convgen.passes.lower import lower
+from convgen.runtime import kernel as kernels
+from convgen.schedule.access import loads_of
+from convgen.schedule.recipes import default_schedule
+from convgen.schedule.schedule import parse_schedule
+from convgen.symbolic.evaluate import evaluate
+from convgen.symbolic.parse import parse
+from convgen.target import target
+
+TARGETS = ("x86-64-v3", "x86-64-v4")
+FEW = Case("few", 1, 96, 18, 200, 9, 2, 2, 1, 2)  # three by three positions
+THIN = Case("thin", 1, 96, 30, 200, 13, 2, 1, 1, 2)  # taps that reach far over the edge
+PIECES = Case("pieces", 1, 5, 51, 214, 15, 3, 3, 1, 2)  # five channels, nine pieces
+WIDE = Case("wide", 1, 64, 56, 64, 3, 1, 1)
+
+
+def gradient(case: Case, layout: str = "nhwc") -> Kernel:
+    return lower(case.program("input", layout))
+
+
+@pytest.mark.parametrize("where", TARGETS)
+@pytest.mark.parametrize("case", [FEW, THIN, PIECES], ids=lambda case: case.name)
+def test_the_filters_are_read_as_they_lie(case: Case, where: str) -> None:
+    """Nothing is copied; all pieces fold one product, whose tile has positions and whose vectors
+    run along channels and taps as one loop."""
+    subject, machine = gradient(case), target(where)
+    schedule = default_schedule(subject, machine)
+    assert parse_schedule(str(schedule)).directives == schedule.directives
+    after = schedule.apply(subject, machine)
+    assert not [b for b in after.buffers if b.role == "packed"]
+    assert [b.name for b in after.buffers if b.role == "temporary"] == ["dX_columns"]
+    summed = [n for n in after.nests() if n.reduces]
+    assert all("dX_columns" in {o.buffer for o in loads_of(n)} for n in summed[1:])
+    loops = {o.name: o.kind for o in summed[0].loops}
+    [vector] = [name for name, kind in loops.items() if kind is LoopKind.VECTOR]
+    assert vector.startswith("i4_i5_i6_in")
+    assert LoopKind.UNROLL in {kind for name, kind in loops.items() if "i1_i2" in name}
+
+
+@pytest.mark.parametrize("where", TARGETS)
+def test_long_positions_are_not_folded(where: str) -> None:
+    assert "fold" not in str(default_schedule(gradient(WIDE), target(where)))
+
+
+@pytest.mark.parametrize("where", TARGETS)
+def test_a_product_that_is_larger_than_the_filters_is_kept_whole(where: str) -> None:
+    """Short sums: adding the columns up would take longer than multiplying."""
+    case = replace(FEW, filters=9)
+    assert "fold" not in str(default_schedule(gradient(case), target(where)))
+
+
+def small(case: Case) -> Case:
+    return replace(case, channels=10, filters=7)
+
+
+@pytest.mark.parametrize("where", TARGETS)
+@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        small(FEW),
+        Case("thin", 2, 10, 11, 7, 5, 2, 1, 1, 2),
+        Case("pieces", 1, 5, 13, 7, 4, 3, 1, 1, 2),
+        Case("one", 1, 6, 9, 8, 7, 4, 0),
+    ],
+    ids=lambda case: case.name,
+)
+def test_folded_sums_are_the_same_numbers(case: Case, layout: str, where: str) -> None:
+    subject, machine = gradient(case, layout), target(where)
+    folds = "\n".join(f"{n.name}: fold(k)" for n in subject.nests() if n.reduces)
+    folded = parse_schedule(folds).apply(subject, machine)
+    assert len([b for b in folded.buffers if b.role == "temporary"]) == 1
+    after = default_schedule(folded, machine).apply(folded, machine)
+    assert not difference(subject, after)
+    assert not difference(subject, flatten(after, machine))
+
+
+TRANSPOSED = "Y[n, h, w, k] = sum(c, y, x: X[n, y, x, c] * W[c, k, h + 3 - 2*y, w + 3 - 2*x])"
+
+
+@pytest.mark.parametrize("where", TARGETS)
+def test_a_transposed_window_is_folded_too(where: str) -> None:
+    text = f"{TRANSPOSED}   for h < 30, w < 30"
+    subject = lower(parse(text, X=(1, 12, 12, 256), W=(256, 40, 11, 11)))
+    schedule = default_schedule(subject, target(where))
+    assert "fold(c)" in str(schedule)
+
+
+def test_native_code_gives_what_the_formula_says() -> None:
+    """Compiled for this machine, on integers, against the formula by its definition."""
+    text = f"{TRANSPOSED}   for h < 9, w < 9"
+    shapes = {"X": (1, 3, 3, 20), "W": (20, 11, 8, 8)}
+    program, chance = parse(text, **shapes), np.random.default_rng(1)
+    arrays = {n: chance.integers(-4, 5, shape).astype(np.float32) for n, shape in shapes.items()}
+    wanted = evaluate(program, arrays)["Y"]
+    expected = np.array(wanted.tolist(), dtype=np.float32)
+    for schedule in ("fold(c)", "Y: fold(c)\nY_columns: fuse(i5, i6); vectorize(i5_i6)"):
+        compiled = kernels.compile(program, schedule=schedule)
+        np.testing.assert_array_equal(compiled(arrays["X"], arrays["W"]), expected)
+
+
+def test_columns_are_written_before_they_are_read() -> None:
+    subject = gradient(small(FEW))
+    after = parse_schedule("dX.0: fold(k)").apply(subject, target("x86-64-v3"))
+    verify(after)
+    names = [n.name for n in after.nests()]
+    assert names.index("dX_columns") < names.index("dX.0")
