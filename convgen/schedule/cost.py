@@ -33,7 +33,7 @@ from convgen.schedule.skipping import LONG, share_inside
 from convgen.schedule.tiles import Candidate, chunks_of, is_masked, mean_height, run_of, tile_count
 
 # Weights that no machine differs in.
-OVERLAP = 0.08  # share of the hidden work that still shows, beside bytes from the caches
+OVERLAP = 0.08  # share of the hidden work that still shows
 WORTH_SHARING = 50_000  # cycles below which one worker is enough
 FAR = 4.0  # cycles of a store to a page of its own; half of it to a line
 CODE = 5e-4  # what a statement of the tile adds: equal candidates are told apart by size
@@ -46,22 +46,19 @@ STARTED = 8  # cycles of the loops around a tile, for each tile
 @dataclass(frozen=True, slots=True)
 class TileCycles:
     """What each part of the core takes for one reduce iteration of one tile: the operations, the
-    loads, waiting for the iteration before, bytes from the caches; and the turn of the loop.
-    shown: the share of the bytes that shows where they are hidden."""
+    loads, waiting for the iteration before, bytes from the caches; and the turn of the loop."""
 
     work: float = 0.0
     loads: float = 0.0
     latency: float = 0.0
     streamed: float = 0.0
     turn: float = 0.0
-    shown: float = 0.0
 
     @property
     def total(self) -> float:
         """The parts run side by side; what is hidden is not quite free, bytes least of all."""
-        core = (self.work, self.loads, self.latency)
-        hidden = OVERLAP * sum(core) + self.shown * self.streamed
-        return max(*core, self.streamed) + hidden + self.turn
+        parts = (self.work, self.loads, self.latency, self.streamed)
+        return max(parts) + OVERLAP * (sum(parts) + self.streamed) + self.turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,8 +252,7 @@ def tile_cycles(
         work += _tests(facts, operand, candidate, tile, times, shared)
     latency = machine.latency * facts.states if facts.states else 0.0
     done, loaded = work / machine.fma_rate, fetched / machine.load_rate
-    turn = 0.0 if written_out else turn
-    return TileCycles(done, loaded, latency, streamed, turn, machine.shown)
+    return TileCycles(done, loaded, latency, streamed, 0.0 if written_out else turn)
 
 
 def gather_cost(facts: Facts, stride: int | None, machine: Machine) -> float:

@@ -28,7 +28,6 @@ class Machine:
     l2, l3, memory   bytes per cycle from each level
     scatter     cycles per element stored or copied with a step
     copy        cycles per element copied in order
-    shown       share of the cycles of bytes from the caches that shows beside other work
     clock       billions of cycles a second, for times that are predicted
     """
 
@@ -43,7 +42,6 @@ class Machine:
     memory: float = 6.0
     scatter: float = 1.5
     copy: float = 0.3
-    shown: float = 0.16
     clock: float = 4.0
 
     def rate_from(self, level: str) -> float:
@@ -56,9 +54,7 @@ class Machine:
 # The first row whose text occurs in the model's own name for itself.
 MACHINES: dict[str, Machine] = {
     "EPYC (family 26": Machine(l3=24.0, memory=10.0),
-    "EPYC (family 25": Machine(
-        fma_bits=512, load_bits=512, l3=10.0, memory=4.0, shown=0.25, clock=3.6
-    ),
+    "EPYC (family 25": Machine(fma_bits=512, load_bits=512, l3=10.0, memory=4.0, clock=3.6),
     "Ryzen (family 25": Machine(fma_bits=512, load_bits=512, l3=12.0, memory=5.0),
     "EPYC": Machine(fma_bits=512, load_bits=512, l3=20.0),
     "Xeon": Machine(l2=48.0, l3=10.0, memory=5.0),
