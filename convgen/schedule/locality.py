@@ -22,7 +22,8 @@ from convgen.schedule.machine import FILLED, STAYS, Machine
 from convgen.schedule.reuse import LINE
 from convgen.target import Target
 
-# Orders that cost little more than the best are as good; the first is kept.
+# Orders that cost little more than the best are as good; of them the one that moves least from
+# memory is taken, which the workers share, of equal ones the first.
 ENOUGH = 1.1
 # Loops of which every order is tried; further ones stay outermost.
 MOST = 4
@@ -69,7 +70,8 @@ def stored_order(nest: Nest, outer: Sequence[str], kernel: Kernel) -> list[str]:
 def best_order(
     nest: Nest, outer: Sequence[str], kernel: Kernel, target: Target, machine: Machine
 ) -> list[str]:
-    """The outer loops in the order that waits least for memory; equal ones as they stand."""
+    """The outer loops in the order that waits least for caches and memory; equal ones as they
+    stand."""
     counts = {name: trips(nest.loop(name)) for name in outer}
     free = [name for name in outer if counts[name] > 1][-MOST:]
     if len(free) < 2:
@@ -86,7 +88,8 @@ def best_order(
 
     costs = {o: _cycles(o, counts, touched, target, machine) for o in permutations(free)}
     enough = ENOUGH * min(costs.values())
-    chosen = next(order for order, found in costs.items() if found <= enough)
+    good = [order for order, found in costs.items() if found <= enough]
+    chosen = min(good, key=lambda o: _moved(o, counts, touched, STAYS[2] * target.l3))
     fixed = [name for name in outer if name not in free]
     return [*fixed, *chosen]
 
@@ -141,12 +144,20 @@ def _cycles(
 ) -> float:
     """Cycles that the bytes from beyond the second cache take, and from beyond a third. touched:
     the bytes of what is inside some of the outer loops."""
-    total = 0.0
     near, far = FILLED * target.l2, STAYS[2] * target.l3  # others fill the third cache too
     beyond = [(near, machine.l3), (far, machine.memory)]
-    for capacity, rate in beyond if target.l3 else [(near, machine.memory)]:
-        left = list(order)
-        while left and touched(frozenset(order[len(left) :])) <= capacity:
-            left.pop()
-        total += touched(frozenset(order[len(left) :])) * math.prod(counts[n] for n in left) / rate
-    return total
+    levels = beyond if target.l3 else [(near, machine.memory)]
+    return sum(_moved(order, counts, touched, capacity) / rate for capacity, rate in levels)
+
+
+def _moved(
+    order: Sequence[str],
+    counts: dict[str, int],
+    touched: Callable[[frozenset[str]], int],
+    capacity: float,
+) -> float:
+    """Bytes from beyond a cache."""
+    left = list(order)
+    while left and touched(frozenset(order[len(left) :])) <= capacity:
+        left.pop()
+    return touched(frozenset(order[len(left) :])) * math.prod(counts[n] for n in left)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from convgen.bench.cases import Case
+from convgen.bench.cases import DENSE, Case
 from convgen.ir.nodes import Kernel, LoopKind
 from convgen.passes.lower import lower
 from convgen.runtime import kernel as kernels
@@ -73,3 +73,16 @@ def test_panels_give_the_product(rows: int, columns: int) -> None:
     chance = np.random.default_rng(2)
     d, w = (chance.integers(-4, 5, shape).astype(np.float32) for shape in shapes.values())
     np.testing.assert_array_equal(kernels.compile(program, schedule=schedule)(d, w), d @ w)
+
+
+def test_of_orders_as_good_the_one_that_leaves_memory_to_others() -> None:
+    """A weight matrix of 64 MB is walked once: the rows of the data, 1 MB, come from the third
+    cache for each of its blocks."""
+    machine = replace(target("x86-64-v3"), l2=1 << 20, l3=32 << 20)
+    machine = replace(machine, cpu_model="AMD EPYC (family 25, model 17)")
+    subject = lower(DENSE["fc64"].program("forward", "nc"))
+    [nest] = (
+        n for n in default_schedule(subject, machine).apply(subject, machine).nests() if n.reduces
+    )
+    names = [o.name for o in nest.loops]
+    assert names.index("k_out") < names.index("n_out")
