@@ -19,6 +19,7 @@ from convgen.ir.nodes import Form, Kernel, Layout
 from convgen.ir.printer import kernel_text
 from convgen.ir.verify import verify
 from convgen.passes.flatten import flatten
+from convgen.passes.interleave import interleave
 from convgen.passes.lower import lower
 from convgen.passes.math import expand, legalize
 from convgen.schedule.recipes import default_schedule
@@ -76,7 +77,7 @@ def build_stages(
     scheduled = watch.see("schedule", chosen.apply(nest, machine))
     flat = watch.see("flatten", flatten(scheduled, machine))
     flat = watch.see("math", expand(flat, machine))
-    for step in (legalize, *legalizing):
+    for step in (legalize, interleave, *legalizing):
         flat = watch.see(step.__name__, step(flat, machine))
     watch.tell(1, f"{nest.name}: {len(flat.phases)} phases for {machine.name}")
     return Built(nest, chosen, scheduled, flat)
