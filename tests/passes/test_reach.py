@@ -6,15 +6,19 @@ import random
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from loose_schedules import scheduled
 from random_programs import random_program, sample
 from small_programs import PROGRAMS
 
+from convgen.affine import Affine
 from convgen.errors import InternalError
 from convgen.ir.interpret import interpret
 from convgen.ir.nodes import Const, If, Kernel, Register, Stmt
 from convgen.layers import convolution, pooling, unpooling
 from convgen.passes.flatten import flatten
+from convgen.passes.flatten.proof import affine_bounds
 from convgen.passes.flatten.reach import survey_memory
 from convgen.passes.lower import lower
 from convgen.passes.pipeline import build
@@ -143,3 +147,26 @@ def test_mutants_are_not_proved(mutate):
     assert broken != flat
     found = survey_memory(broken).unproved
     assert found and "X[" in found[0] and "wanted 0.." in found[0]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(2, 5), st.integers(1, 4), st.integers(-40, 40), st.integers(-80, 80)),
+        min_size=1,
+        max_size=3,
+    )
+)
+def test_digits_of_several_loops_are_told_apart(parts: list[tuple[int, int, int, int]]) -> None:
+    """Loops that were fused run through digits of their own: the bounds are those of the digits."""
+    value, ranges = Affine((), 3), dict[str, tuple[int, int]]()
+    low = high = 3
+    for number, (divisor, count, times, more) in enumerate(parts):
+        name = f"v{number}"
+        loop = Affine.of(name)
+        value = value + times * loop + more * (loop // divisor)
+        ranges[name] = (0, divisor * count)
+        held = [times * v + more * (v // divisor) for v in range(divisor * count)]
+        low, high = low + min(held), high + max(held)
+    found = affine_bounds(value, ranges)
+    assert found[0] <= low and high <= found[1]
+    assert found == (low, high)
