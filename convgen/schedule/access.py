@@ -87,8 +87,8 @@ def pattern_of(offset: Affine, loop: str, lanes: int) -> tuple[int, int] | None:
     else 0. None where a vector reaches further, and where what other loops add changes the pattern.
 
     >>> x = Affine.of("x")
-    >>> pattern_of(4 * (x // 3) + 64 * Affine.of("y"), "x", 8), pattern_of(9 * (x // 3), "x", 8)
-    ((4, 3), None)
+    >>> pattern_of(2 * (x // 3) + 64 * Affine.of("y"), "x", 8), pattern_of(9 * (x // 3), "x", 8)
+    ((2, 3), None)
     """
     terms = [(atom, c) for atom, c in offset.terms if loop in Affine.of(atom).names()]
     hidden = [atom for atom, _ in terms if not isinstance(atom, str)]

@@ -109,7 +109,10 @@ def _groups(kernel: Kernel) -> Iterator[_Group]:
             for index, size in zip(first.index, kernel.buffer(first.buffer).shape, strict=True)
             if index in second.index and index.single not in loops
         )
-        sizes = [size_in_elements(kernel.buffer(o.buffer)) // summed for o in pair]
+        whole = [size_in_elements(kernel.buffer(o.buffer)) for o in pair]
+        if not math.prod(whole):
+            continue  # a sum of nothing, or for nobody
+        sizes = [size // summed for size in whole]
         elements = math.prod(sizes) // shared
         yield _Group(tuple(n.name for n in nests), tuple(loops), elements, elements * summed)
 

@@ -209,7 +209,7 @@ def test_stages_that_are_asked_for_are_made_anew(tmp_path: Path) -> None:
     assert place.name[:-6] == other.name[:-6]
     names = sorted(f.name.split("-")[1].split(".")[0] for f in place.iterdir())
     assert names == sorted(
-        ["lower", "schedule", "flatten", "math", "legalize", "optimized", "assembly"]
+        ["lower", "schedule", "flatten", "math", "legalize", "interleave", "optimized", "assembly"]
     )
     (tmp_path / "taken").write_text("")
     with knobs.override(DUMP=tmp_path / "taken"), pytest.raises(UserError, match="CONVGEN_DUMP"):

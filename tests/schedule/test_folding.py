@@ -119,3 +119,14 @@ def test_columns_are_written_before_they_are_read() -> None:
     verify(after)
     names = [n.name for n in after.nests()]
     assert names.index("dX_columns") < names.index("dX.0")
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"dY": (0, 9, 8)}, {"W": (8, 0, 3)}, {"dY": (2, 9, 0), "W": (0, 4, 3)}]
+)
+def test_sums_of_nothing_are_scheduled(sizes: dict[str, tuple[int, ...]]) -> None:
+    """An empty batch, no channels, no filters: there is nothing to fold."""
+    shapes = {"dY": (2, 9, 8), "W": (8, 4, 3), **sizes}
+    program = parse("dX[n, u, c] = sum(k, r: dY[n, u - r + 1, k] * W[k, c, r]) for u < 9", **shapes)
+    kernel = lower(program)
+    assert "fold" not in str(default_schedule(kernel, target("x86-64-v3")))
