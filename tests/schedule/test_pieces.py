@@ -51,3 +51,15 @@ def test_a_shared_copy_gives_the_same_numbers(where: str) -> None:
     scheduled = default_schedule(subject, machine).apply(subject, machine)
     assert not difference(subject, scheduled)
     assert not difference(subject, flatten(scheduled, machine))
+
+
+@pytest.mark.parametrize("where", TARGETS)
+def test_pieces_that_reach_out_less_share_the_copy_of_one_that_reaches_out_more(where: str) -> None:
+    """A window larger than the image moves through the filters: each piece reads other parts of a
+    halo, in an order of its own. A copy that stays near serves them all."""
+    subject, machine = gradient(21, 28, 9, 9, 2, 3, 3), target(where)
+    scheduled = default_schedule(subject, machine).apply(subject, machine)
+    copies = [b.name for b in scheduled.buffers if b.role == "packed" and b.name.startswith("W")]
+    assert len(copies) <= 3, copies
+    assert not difference(subject, scheduled)
+    assert not difference(subject, flatten(scheduled, machine))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from convgen.affine import Affine
+from convgen.ir.layout import size_in_elements
 from convgen.ir.nodes import (
     Buffer,
     Edge,
@@ -161,7 +162,8 @@ class Pack(Directive):
             for dim, index in enumerate(load.index)
             if in_loops(nest, index).names()
         }
-        name = _existing(kernel, nest, source, layout, moved, edges, self.hoist)
+        near = size_in_elements(source) * source.dtype.bytes <= target.l2 // 2
+        name = _existing(kernel, nest, source, layout, None if near else moved, edges, self.hoist)
         if name is None:
             name = fresh_name(f"{self.buffer}_packed", [b.name for b in kernel.buffers])
             packed = Buffer(name, source.dtype, source.shape, layout, "packed")
@@ -328,14 +330,17 @@ def _existing(
     nest: Nest,
     source: Buffer,
     layout: Layout,
-    moved: Container[int],
+    moved: Container[int] | None,
     edges: tuple[Edge | None, ...],
     hoist: bool,
 ) -> str | None:
     """The packed buffer that an equal pack before the nest made; where the dimensions lie that the
-    nest does not move is all the same to it."""
+    nest does not move is all the same to it. Without `moved`, for a copy that stays near, where all
+    lie but what is contiguous."""
 
     def order(one: Layout) -> list[int]:
+        if moved is None:
+            return [] if one.blocks else [one.order[-1]]
         return [dim for dim in one.order if dim in moved]
 
     for phase in kernel.phases:
@@ -352,10 +357,18 @@ def _existing(
                 old == new or new is None or new.kind == "omit" or old is None
                 for old, new in zip(read[0].edges, edges, strict=True)
             )
-            alike = (found.layout.blocks, found.layout.halo) == (layout.blocks, layout.halo)
-            if same and alike and order(found.layout) == order(layout):
+            if found.layout.blocks != layout.blocks or not _covers(found.layout, layout):
+                continue
+            if same and order(found.layout) == order(layout):
                 return found.name
     return None
+
+
+def _covers(one: Layout, other: Layout) -> bool:
+    """True where a halo is as wide as another one."""
+    if not one.halo or not other.halo:
+        return one.halo == other.halo
+    return all(a >= c and b >= d for (a, b), (c, d) in zip(one.halo, other.halo, strict=True))
 
 
 def _place(kernel: Kernel, nest: Nest, hoist: bool) -> int:
