@@ -266,13 +266,16 @@ def _operand(
         patterned=_patterned(load, nest, buffer, strides, lanes),
         periods=_periods(load, nest),
         zeros=_zeros(load, nest, buffer),
-        near=next(
-            (buffer.shape[d] for d in reversed(buffer.layout.order) if buffer.shape[d] > 1), 1
-        ),
+        near=_near(buffer),
         readers=readers[load.buffer],
         copies=frozenset(_copies(load, nest, kernel)),
         hoistable=buffer.role == "input" and not edged and _is_shared(nest, strides),
     )
+
+
+def _near(buffer: Buffer) -> int:
+    """The extent of the dimension that is contiguous in memory."""
+    return next((buffer.shape[d] for d in reversed(buffer.layout.order) if buffer.shape[d] > 1), 1)
 
 
 def _zeros(load: Load, nest: Nest, buffer: Buffer) -> tuple[Reach, ...]:
