@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 from typing import TypeAlias
 
 from convgen.affine import Affine
@@ -17,6 +18,7 @@ from convgen.ir.nodes import (
     Gather,
     If,
     Index,
+    Kernel,
     Lanes,
     Let,
     Load,
@@ -208,3 +210,20 @@ def loads(node: Expr | Nest) -> Iterator[Load]:
     for part in walk(node):
         if isinstance(part, Load):
             yield part
+
+
+def fresh_registers(kernel: Kernel, prefix: str) -> Callable[[], str]:
+    """A maker of register names that a FLAT kernel does not use: the prefix and a number."""
+    taken = {
+        part.register
+        for phase in kernel.phases
+        if not isinstance(phase.body, tuple)
+        for part in walk(phase.body)
+        if isinstance(part, Set)
+    }
+    numbers = count()
+
+    def fresh() -> str:
+        return next(name for n in numbers if (name := f"{prefix}{n}") not in taken)
+
+    return fresh

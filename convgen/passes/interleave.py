@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import count
 
 from convgen.ir.nodes import Block, Expr, Gather, Kernel, Op, Register, Set, Stmt, Store, VectorLoad
-from convgen.ir.visit import map_children, map_stmt, walk
+from convgen.ir.visit import fresh_registers, map_children, map_stmt, walk
 from convgen.target import Target
 
 CHAIN = 12  # operations after one another that make waiting matter
@@ -22,17 +21,7 @@ SPARE = 4  # registers that constants leave free when they are loaded again
 
 def interleave(kernel: Kernel, target: Target) -> Kernel:
     """A FLAT kernel with the long chains of its blocks in turns."""
-    numbers = count()
-    taken = {
-        part.register
-        for phase in kernel.phases
-        if not isinstance(phase.body, tuple)
-        for part in walk(phase.body)
-        if isinstance(part, Set)
-    }
-
-    def fresh() -> str:
-        return next(name for n in numbers if (name := f"c{n}") not in taken)
+    fresh = fresh_registers(kernel, "c")
 
     def change(stmt: Stmt) -> Stmt:
         return _in_turns(stmt, target, fresh) if isinstance(stmt, Block) else stmt

@@ -20,9 +20,7 @@ def fresh_vectors(
     extents = {n: float(e) for n, e in facts.reduces.items()} | dict(tile)
     slid = {n for window in operand.windows for n in window}
     total = math.prod(tile[n] for n in tile if n in operand.strides and n not in slid)
-    waiting = {
-        n for n in tile if n in operand.strides and n in slid
-    }  # rows that a later loop moves
+    waiting = tile.keys() & operand.strides.keys() & slid  # rows that a later loop moves
     advanced = total
     for loop in facts.order:
         window = next((w for w in operand.windows if loop in w), None)

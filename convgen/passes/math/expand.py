@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import count
 
 from convgen.errors import InternalError
 from convgen.ir.nodes import (
@@ -20,7 +19,7 @@ from convgen.ir.nodes import (
     Stmt,
     Store,
 )
-from convgen.ir.visit import map_expr, walk
+from convgen.ir.visit import fresh_registers, map_expr
 from convgen.passes.math import functions, random
 from convgen.passes.math.values import Lines, Value
 from convgen.target import Target
@@ -47,7 +46,7 @@ def expand(kernel: Kernel, target: Target) -> Kernel:
         raise InternalError(
             f"expected a FLAT kernel, got {kernel.form.value}", stage="passes.math.expand"
         )
-    names = _fresh_names(kernel)
+    names = fresh_registers(kernel, "m")
     phases = tuple(
         replace(p, body=body) if (body := _one(_expand(p.body, names))) is not p.body else p
         for p in kernel.phases
@@ -55,23 +54,6 @@ def expand(kernel: Kernel, target: Target) -> Kernel:
     )
     same = all(a is b for a, b in zip(phases, kernel.phases, strict=True))
     return kernel if same else replace(kernel, phases=phases)
-
-
-def _fresh_names(kernel: Kernel) -> Callable[[], str]:
-    """A maker of register names that the kernel does not use."""
-    taken = {
-        part.register
-        for phase in kernel.phases
-        if not isinstance(phase.body, tuple)
-        for part in walk(phase.body)
-        if isinstance(part, Set)
-    }
-    numbers = count()
-
-    def fresh() -> str:
-        return next(name for n in numbers if (name := f"m{n}") not in taken)
-
-    return fresh
 
 
 def _one(statements: list[Stmt]) -> Stmt:
