@@ -36,12 +36,13 @@ def _exp_bounded(high: Value, low: Value | None = None) -> Value:
     """e**(high + low) for arguments within `Format.underflow` - 1 .. `overflow` + 1, or NaN.
 
     high + low = n log 2 + r, |r| <= log(2)/2; e**r = 1 + r + r^2 P(r), scaled by 2**n in two steps
-    so that subnormal results are rounded once and overflow gives infinity. The low bits of
-    n + magic are n, and stand one place below the exponent after the shift.
+    so that subnormal results are rounded once and overflow gives infinity. The low bits of what is
+    rounded to n are n + 2 bias: half of them is the first exponent, the rest the second.
     """
     form = high.format
-    scaled = high.times_plus(_LOG2_E, form.magic)
-    n = scaled - form.magic
+    magic = form.magic + 2 * form.bias
+    scaled = high.times_plus(_LOG2_E, magic)
+    n = scaled - magic
     r = n.times_plus(-form.log2_low, n.times_plus(-form.log2_high, high))
     if low is not None:
         r = r + low
@@ -50,10 +51,7 @@ def _exp_bounded(high: Value, low: Value | None = None) -> Value:
     grown = square.times_plus(r.polynomial_by_pairs(coefficients, square), r)
     shifted = scaled.bits() << (form.mantissa - 1)
     half = shifted & (-1 << form.mantissa)
-    first, second = (
-        (part + (form.bias << form.mantissa)).as_float(high.dtype)
-        for part in (half, shifted - half + shifted)
-    )
+    first, second = (part.as_float(high.dtype) for part in (half, shifted + shifted - half))
     return grown.times_plus(first, first) * second
 
 
