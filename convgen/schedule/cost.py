@@ -26,6 +26,7 @@ from convgen.schedule.reuse import (
     distinct_rows,
     fresh_vectors,
     is_read_once,
+    new_of_line,
     torn,
 )
 from convgen.schedule.sharing import is_crowded, share_of_loads, share_outside, turn_cycles
@@ -159,7 +160,7 @@ def share_run(facts: Facts, candidate: Candidate, width: int) -> float:
 
 def is_long(facts: Facts) -> bool:
     """True where a test in front of the innermost reduce loop hides behind it."""
-    return bool(facts.order) and facts.reduces[facts.order[0]] > LONG
+    return bool(facts.order) and facts.reduces[facts.order[0]] >= LONG
 
 
 def lanes_of(facts: Facts, candidate: Candidate) -> int:
@@ -346,14 +347,13 @@ def _lines(
     step = operand.strides.get(facts.order[0], 0)
     if step == 0:
         return 0.0
-    far = LINE if step is None else min(LINE, abs(step) * operand.bytes)
     near = math.prod(tile[n] for n in tile if operand.strides.get(n) == 1)
     rows = math.prod(
         min(tile[n], 1 + (tile[n] - 1) * abs(stride) * operand.bytes / LINE)
         for n, stride in ((n, operand.strides.get(n)) for n in tile)
         if stride not in (None, 0, 1)
     )
-    used = near * operand.bytes
+    used, far = near * operand.bytes, new_of_line(facts, operand, rows)
     whole = packed and near > 1
     fetched = rows * (used if whole else max(used, far))
     times = math.prod(e for n, e in facts.reduces.items() if n in operand.strides)

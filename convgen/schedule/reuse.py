@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 from convgen.schedule.facts import Facts, Operand
+from convgen.schedule.machine import STAYS
 
 LONG = 16  # iterations of a reduce loop that is no window
 LINE, PAGE = 64, 4096  # bytes of a cache line, of a page (and of one way of the first cache)
@@ -94,6 +95,21 @@ def came_along(facts: Facts, operand: Operand, tile: Mapping[str, float]) -> flo
             step = max(1.0, window[fastest] / max(1, window[outs[0]]))
             times *= max(1.0, tile[outs[0]] / step)
     return times
+
+
+def new_of_line(facts: Facts, operand: Operand, lines: float) -> float:
+    """Bytes that each iteration brings of each line that it reads, so many at once: a loop that
+    moves along them finds them in the first cache where those read since fit it."""
+    between = lines * LINE
+    for name in facts.order:
+        step = operand.strides.get(name, 0)
+        size = LINE if step is None else abs(step) * operand.bytes
+        if name == facts.order[0]:
+            between *= max(1.0, math.gcd(PAGE, size) / LINE)  # far lines share sets
+        if 0 < size < LINE and between <= STAYS[0] * facts.l1:
+            return size
+        between *= facts.reduces[name] if size else 1
+    return LINE
 
 
 def torn(facts: Facts, operand: Operand, part: Mapping[str, int], vector: str) -> float:

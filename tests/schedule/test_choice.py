@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from schedule_nests import buffer, kernel, load, nest, var
 
@@ -13,6 +15,7 @@ from convgen.schedule.bounds import least_cycles
 from convgen.schedule.choice import candidates, cheapest, score_any
 from convgen.schedule.facts import Facts, facts_of
 from convgen.schedule.machine import machine_of
+from convgen.schedule.reuse import LINE, PAGE, new_of_line
 from convgen.schedule.tiles import Candidate
 from convgen.target import target
 from convgen.types import f32
@@ -86,3 +89,23 @@ def test_names_do_not_matter_and_all_else_does() -> None:
     assert renamed(mine, names_of(one), names_of(other)) == theirs
     for different in (rows("ijkABY", 41), rows("ijkABY", edge=Edge("zero"))):
         assert without_names(one) != without_names(facts(different))
+
+
+@pytest.mark.parametrize("where", ["x86-64-v3", "x86-64-v4"])
+def test_lanes_along_a_batch_leave_out_taps_that_miss(where: str) -> None:
+    """A gradient to small maps: half of the taps lie outside of the other operand for a position,
+    and a vector along the batch has one position. A sum of 16 is long enough for the tests."""
+    found = cheapest(facts_of_case("lenet2", "input", where), machine_of(target(where)))
+    assert found.vector == "n" and ("c", (6,)) in found.tile and found.packs == {"dY"}
+
+
+def test_lines_that_come_again_count_in_part() -> None:
+    """W[k, c, r, s] along k takes an element of each line; s finds the lines where it left them, as
+    long as those between fit the first cache and do not share its sets."""
+    facts = facts_of_case("lenet2", "input", "x86-64-v3")
+    (filters,) = [o for o in facts.operands if o.load.buffer == "W"]
+    assert facts.order[0] == "k" and filters.strides["s"] == 1
+    assert new_of_line(facts, filters, 6) == filters.bytes
+    assert new_of_line(replace(facts, l1=6 * 16 * LINE), filters, 6) == LINE
+    apart = replace(filters, strides=filters.strides | {"k": PAGE // filters.bytes})
+    assert new_of_line(facts, apart, 6) == LINE
