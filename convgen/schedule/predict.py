@@ -18,12 +18,12 @@ from convgen.schedule.copies import copy_cycles
 from convgen.schedule.cost import TileCycles, nest_cycles, tiling_of
 from convgen.schedule.directives.base import all_nests, is_packing
 from convgen.schedule.directives.order import fused
-from convgen.schedule.dots import UNFOLDED
 from convgen.schedule.facts import Facts, facts_of
 from convgen.schedule.groups import grouped_pair
 from convgen.schedule.machine import Machine, level_of, machine_of
 from convgen.schedule.normalize import contiguous_pair
 from convgen.schedule.tiles import Candidate
+from convgen.schedule.unfolding import TURNED
 from convgen.target import Target
 
 
@@ -52,7 +52,7 @@ def predict(kernel: Kernel, target: Target) -> tuple[Prediction, ...]:
     for nest in all_nests(kernel):
         if is_packing(nest, kernel):
             if not sources.keys() & {s.buffer for s in nest.stores}:
-                found.append(_unfolded(nest, kernel))
+                found.append(_unfolded(nest, kernel, machine))
             continue
         facts = facts_of(_joined(nest, _as_written(nest, sources), kernel, target), kernel, target)
         candidate = _candidate_of(nest, facts, sources)
@@ -78,13 +78,13 @@ def packed_from(kernel: Kernel) -> dict[str, str]:
     }
 
 
-def _unfolded(nest: Nest, kernel: Kernel) -> Prediction:
-    """Of a nest that copies an operand with a dimension for each loop."""
+def _unfolded(nest: Nest, kernel: Kernel, machine: Machine) -> Prediction:
+    """Of a nest that copies an operand with a dimension for each loop, in squares or row by row."""
     copy = kernel.buffer(nest.stores[0].buffer)
     size = size_in_elements(copy)
-    return Prediction(
-        nest.name, UNFOLDED * size, 0.0, "copying", {}, 0.0, 2 * size * copy.dtype.bytes
-    )
+    squares = any(loop.kind is LoopKind.UNROLL for loop in nest.loops)
+    cycles = (TURNED if squares else machine.copy) * size
+    return Prediction(nest.name, cycles, 0.0, "copying", {}, 0.0, 2 * size * copy.dtype.bytes)
 
 
 def _joined(nest: Nest, plain: Nest, kernel: Kernel, target: Target) -> Nest:

@@ -44,7 +44,7 @@ from convgen.schedule.directives import (
 from convgen.schedule.directives.base import all_nests, find_nest
 from convgen.schedule.directives.mark import registers_needed
 from convgen.schedule.directives.split import best_cover
-from convgen.schedule.dots import by_rows, is_dot, unfolded
+from convgen.schedule.dots import by_rows, is_dot
 from convgen.schedule.facts import Facts, facts_of, windows_of
 from convgen.schedule.folding import fold_instead, folded_sum, with_reads
 from convgen.schedule.following import follow_of, live_when_unrolled, slides_along
@@ -59,6 +59,7 @@ from convgen.schedule.schedule import Schedule
 from convgen.schedule.sharing import SHORT, SLIDING, UNROLLED, is_crowded
 from convgen.schedule.streams import stream
 from convgen.schedule.tiles import Candidate
+from convgen.schedule.unfolding import unfolded
 from convgen.target import Target
 
 # Chunks of a sum that are written out.

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from schedule_nests import buffer, dense, kernel, load, nest, sum_of, var, window
 
-from convgen.bench.cases import Case
 from convgen.ir.interpret import difference, interpret
-from convgen.ir.nodes import Edge, Kernel, LoopKind, Op
+from convgen.ir.nodes import Edge, Kernel, Op
 from convgen.passes.lower import lower
 from convgen.schedule.access import loads_of
 from convgen.schedule.choice import candidates, choose
@@ -417,40 +416,3 @@ def test_a_sum_over_channels_reads_an_element_for_many_outputs_windows_alone_do_
     for subject, once in ((whole, False), (each, True)):
         facts = facts_of(next(iter(subject.nests())), subject, target("x86-64-v4"))
         assert is_read_once(facts, facts.operands[0]) is once
-
-
-@pytest.mark.parametrize("where", ["x86-64-v4", "x86-64-v3"])
-def test_filters_of_few_positions_are_read_as_they_lie(where: str) -> None:
-    """Lanes along the sum over channels and taps, as one loop; the data unfolded, the filters not
-    copied; a tile of filters and positions."""
-    subject, machine = window(1, 24, 96, 9, 8, 0, 1), target(where)
-    schedule = default_schedule(subject, machine)
-    scheduled = schedule.apply(subject, machine)
-    (nest_,) = [n for n in scheduled.nests() if n.name == "Y"]
-    assert [b.name for b in scheduled.buffers if b.role == "packed"] == ["X_unfolded"]
-    assert nest_.reduces[0].factored == ("c_r_s_in",) and nest_.reduces[0].carried
-    assert any(o.kind is LoopKind.UNROLL and o.name.startswith("k") for o in nest_.loops)
-    assert parse_schedule(str(schedule)).directives == schedule.directives
-    assert not difference(subject, scheduled)
-
-
-@pytest.mark.parametrize(
-    ("size", "kernel", "stride"),
-    [
-        (9, 8, 2),  # one position: lanes along channels would be lines apart in the filters
-        (6, 3, 1),  # sixteen: a copy of the filters, made ahead, is not free for all calls
-    ],
-)
-def test_filters_that_lie_as_taps_are_read_in_order(size: int, kernel: int, stride: int) -> None:
-    case = Case("few", 1, 300, size, 300, kernel, stride, 0)
-    subject = lower(case.program("forward", "nhwc"))
-    machine = replace(target("x86-64-v3"), cpu_model="AMD EPYC (family 25, model 17)")
-    schedule = default_schedule(subject, machine)
-    assert str(schedule).startswith("unfold(X, n, y, x, c, r, s); ")
-    packed = [b.name for b in schedule.apply(subject, machine).buffers if b.role == "packed"]
-    assert packed == ["X_unfolded"]
-
-
-def test_filters_of_many_positions_are_not() -> None:
-    subject = window(1, 24, 96, 40, 7, 0, 1)
-    assert "unfold" not in str(default_schedule(subject, target("x86-64-v4")))
