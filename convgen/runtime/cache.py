@@ -63,12 +63,22 @@ def sources_digest() -> str:
     """SHA-256 of convgen's own sources: another version finds no old kernels."""
     package = Path(__file__).parents[1]
     total = hashlib.sha256()
-    folders = [package, package.parent / "templates" / "native"]
-    for folder in folders:
-        for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.ll")]):
-            total.update(str(path.relative_to(folder)).encode() + b"\0")
-            total.update(hashlib.sha256(path.read_bytes()).digest())
+    for folder in (str(package), str(package.parent / "templates" / "native")):
+        for path in _sources(folder):
+            total.update(path.removeprefix(folder).encode() + b"\0")
+            with open(path, "rb", buffering=0) as file:
+                total.update(hashlib.sha256(file.read()).digest())
     return total.hexdigest()
+
+
+def _sources(folder: str) -> list[str]:
+    """Paths of the sources under a folder, sorted."""
+    return sorted(
+        os.path.join(inside, name)
+        for inside, _, names in os.walk(folder)
+        for name in names
+        if name.endswith((".py", ".ll"))
+    )
 
 
 def folder() -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from sympy import Expr, Integer
@@ -205,6 +206,10 @@ class Program:
 
     def __str__(self) -> str:
         """The text form; ``parse(str(program))`` gives the same program."""
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
         return printer.text(self)
 
     def __repr__(self) -> str:
