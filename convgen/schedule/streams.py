@@ -4,7 +4,11 @@ the window or the first reduce loops are unrolled, the states stay in registers.
 
 Where a long sum reads far operands whose rows do not fit the registers, a few rows at a time are
 walked through from end to end, and the states wait in the first cache from block to block: rows
-read in columns come at a third of the rate."""
+read in columns come at a third of the rate.
+
+Where the windows of neighbouring rows of the output share rows that are too long to stay in the
+first cache, a few rows of the output are made side by side: what they share is read while it is
+near, and more rows come from far away at a time."""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from itertools import product
 from convgen.affine import Affine
 from convgen.ir.layout import size_in_elements
 from convgen.ir.nodes import Kernel, Nest
+from convgen.ir.regions import footprint_of_loads, loop_ranges
 from convgen.ir.visit import loads
 from convgen.schedule.access import in_loops, loads_of, strides_of, vector_dtype
 from convgen.schedule.directives import (
@@ -37,6 +42,7 @@ VECTORS = 4  # of one tile
 WINDOW = 16  # points of a window that are written out
 ROWS = 4  # points of a long reduce that are
 BLOCK = (4, 3, 5, 6, 2, 7)  # rows walked through together, the best first
+BESIDE = (4, 2, 3)  # rows of the output made side by side, the best first
 SMALL = 16  # times that a copied operand goes into what is stored
 LINE = 64  # bytes of memory that come together
 FEW = 8  # tasks that a few workers share evenly enough
@@ -183,6 +189,13 @@ def _directives(
         yield carry(nest=name)
         yield from _spread({o: nest.loop(o).extent for o in outer}, name)
         return
+    trips = {o: nest.loop(o).extent for o in outer}
+    beside, count = _beside(nest, kernel, target, outer)
+    if beside:
+        yield split(beside, count, nest=name)
+        outer = [f"{o}_out" if o == beside else o for o in outer]
+        trips = {o: trips.get(o, trips[beside] // count) for o in outer}
+        cut = [*cut, f"{beside}_in"]
     wanted = [*outer, *cut, *(o.name for o in reduces), inner]
     if wanted != [o.name for o in nest.loops]:
         yield reorder(*wanted, nest=name)
@@ -196,15 +209,40 @@ def _directives(
     elif reduces[-1].extent % ROWS == 0:
         yield unroll(reduces[-1].name, ROWS, nest=name)
     yield carry(nest=name)
-    trips = {o: nest.loop(o).extent for o in outer} | dict.fromkeys(cut, -(-extent // width))
-    yield from _spread(trips, name)
+    trips |= {} if beside else dict.fromkeys(cut, -(-extent // width))
+    yield from _spread(trips, name, TASKS // 2 if beside else TASKS)
 
 
-def _spread(trips: Mapping[str, int], name: str) -> Iterator[Directive]:
+def _beside(nest: Nest, kernel: Kernel, target: Target, outer: list[str]) -> tuple[str, int]:
+    """(an output loop, how many of its rows are made side by side): neighbours share some of what
+    they read, and the first cache does not hold it from one to the next. ("", 1) without one, and
+    for several reduces, which write more than they share."""
+    if len(_leaders(nest)) > 1:
+        return "", 1
+    ranges = loop_ranges(nest)
+    buffers = {o.buffer: kernel.buffer(o.buffer).dtype.bytes for o in loads_of(nest)}
+    for place in reversed(range(len(outer) - 1)):
+        inner = {n: r for n, r in ranges.items() if n not in outer[: place + 1]}
+        boxes = {b: footprint_of_loads(nest, b, inner) or () for b in buffers}
+        held = sum(math.prod(s.extent for s in box) * buffers[b] for b, box in boxes.items())
+        loop = nest.loop(outer[place])
+        shared = any(
+            0 < abs(span.base.coefficient(loop.name)) < span.extent
+            for box in boxes.values()
+            for span in box
+        )
+        if shared and held > STAYS[0] * target.l1 and not loop.segments:
+            fits = (n for n in BESIDE if loop.extent % n == 0 and loop.extent > n)
+            if count := next(fits, 0):
+                return loop.name, count
+    return "", 1
+
+
+def _spread(trips: Mapping[str, int], name: str, enough: int = TASKS) -> Iterator[Directive]:
     """The outermost loops as tasks, no more of them than are worth it."""
     tasks, spread = 1, []
     for loop, count in trips.items():
-        if tasks >= TASKS:
+        if tasks >= enough:
             break
         spread.append(loop)
         tasks *= count
