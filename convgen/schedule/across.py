@@ -159,3 +159,10 @@ def _may_pack(operand: Operand, candidate: Candidate) -> bool:
     """True for an operand that a copy makes contiguous along the vector loop."""
     stride = operand.strides.get(candidate.vector, 0)
     return operand.packable and stride not in (0, 1) and operand.steps[candidate.vector] == 1
+
+
+def good_divisor(extent: int, width: int, lanes: int) -> int:
+    """A divisor of an extent that fills vectors well, 0 where there is none."""
+    fits = [d for d in range(lanes, 2 * width + 1) if extent % d == 0]
+    full = [d for d in fits if d >= 0.8 * lanes * -(-d // lanes)]
+    return max(full, default=0)

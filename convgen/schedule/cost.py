@@ -15,9 +15,11 @@ from convgen.schedule.blocks import all_packed, block_cycles, blocks_of, streame
 from convgen.schedule.copies import first_of, pack_choices, pack_cycles
 from convgen.schedule.facts import Facts, Operand
 from convgen.schedule.machine import STAYS, Machine, level_of, rates_for
+from convgen.schedule.peeling import share_at_edges
 from convgen.schedule.reuse import (
     LINE,
     PAGE,
+    aliased,
     brought_with,
     bytes_of_part,
     came_along,
@@ -295,6 +297,7 @@ def _bandwidth(facts: Facts, operand: Operand, candidate: Candidate, machine: Ma
     size = min(bytes_of_part(facts, operand, part), _bytes_until_shared(facts, operand, part))
     if operand.load.buffer not in candidate.packs:
         size *= torn(facts, operand, part, candidate.vector)
+        size *= aliased(facts, operand, candidate.width)
     return bandwidth_of(facts, size, machine)
 
 
@@ -336,7 +339,9 @@ def _tests(
     tested = operand.edged and not packed and facts.order[0] in operand.edged
     if shared == 1.0 and (tested or operand.omits):
         total += times if tested else 1.0  # other edges are tested outside the fastest loop
-    return total
+    if not total or operand.omits or candidate.block:
+        return total
+    return total * share_at_edges(facts, operand, {*tile, candidate.vector})
 
 
 def _lines(

@@ -22,7 +22,7 @@ from convgen.schedule.access import (
     tile_sizes,
     trips,
 )
-from convgen.schedule.across import in_memory_order, rows_of
+from convgen.schedule.across import good_divisor, in_memory_order, rows_of
 from convgen.schedule.blocks import blocks_of, edges_along
 from convgen.schedule.choice import cheapest
 from convgen.schedule.cost import is_long, weight
@@ -55,6 +55,7 @@ from convgen.schedule.machine import machine_of
 from convgen.schedule.nesting import nested
 from convgen.schedule.normalize import backward_windows, contiguous_pair
 from convgen.schedule.panels import Panels, cuts_of, order_of, panels_of
+from convgen.schedule.peeling import peels
 from convgen.schedule.schedule import Schedule
 from convgen.schedule.sharing import SHORT, SLIDING, UNROLLED, is_crowded
 from convgen.schedule.streams import stream
@@ -203,6 +204,8 @@ class _Recipe:
             self.note("runs without vectors, which the cost model finds cheapest")
         if facts.reduces:
             self.unroll_reduces(weight(facts, chosen, chosen.packs))
+            for directive in peels(self.nest, self.kernel):
+                self.add(directive)
             self.carry_states()
 
     def run_panels(self, chosen: Candidate, facts: Facts, panels: Panels) -> None:
@@ -345,7 +348,7 @@ class _Recipe:
             if is_dot(facts, name) and chosen.tile:
                 tail = "peel"
             if tail == "guard":
-                near = _good_divisor(extent, chosen.width, facts.lanes)
+                near = good_divisor(extent, chosen.width, facts.lanes)
                 if near:
                     self.add(split(name, near))
                 elif self.can_guard(name):
@@ -404,7 +407,11 @@ class _Recipe:
                     break
                 steps = self.steps(loop, copies, facts.registers - size * facts.states, facts)
                 if steps > 1:
-                    self.add(unroll(loop.name, steps))
+                    name = loop.name
+                    for directive in peels(nest, self.kernel, name):
+                        self.add(directive)
+                        name = f"{loop.name}_in"
+                    self.add(unroll(name, steps))
                 break
 
     def steps(self, loop: Loop, copies: float, room: int, facts: Facts) -> int:
@@ -492,10 +499,3 @@ class _Recipe:
             work = math.prod(o.extent for o in nest.loops)
             if work > 1 << 16:
                 self.note("runs on one worker, no output loop is outermost")
-
-
-def _good_divisor(extent: int, width: int, lanes: int) -> int:
-    """A divisor of an extent that fills vectors well, 0 where there is none."""
-    fits = [d for d in range(lanes, 2 * width + 1) if extent % d == 0]
-    full = [d for d in fits if d >= 0.8 * lanes * -(-d // lanes)]
-    return max(full, default=0)

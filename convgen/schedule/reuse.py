@@ -112,6 +112,15 @@ def new_of_line(facts: Facts, operand: Operand, lines: float) -> float:
     return LINE
 
 
+def aliased(facts: Facts, operand: Operand, width: int) -> float:
+    """How much more of a cache an operand takes along the fastest loop than its size, where a part
+    of a line waits for the rest to be wanted: lines far apart fill the same sets."""
+    pitch = abs(operand.strides.get(facts.order[0]) or 0) * operand.bytes
+    if not pitch or width * operand.bytes >= LINE:
+        return 1.0
+    return max(1.0, math.gcd(PAGE, pitch) / LINE)
+
+
 def torn(facts: Facts, operand: Operand, part: Mapping[str, int], vector: str) -> float:
     """How much the lines are that a tile touches for each byte that it wants of them, where the
     rest of a line is not wanted before all of a long reduce is done."""
@@ -122,7 +131,8 @@ def torn(facts: Facts, operand: Operand, part: Mapping[str, int], vector: str) -
     if lines == 1.0 or not apart or facts.outputs.get(vector, 1) <= part[vector]:
         return 1.0
     whole = {n: part.get(n, 1) for n in facts.outputs}
-    return lines if lines * bytes_of_part(facts, operand, whole) > facts.l1 else 1.0
+    size = bytes_of_part(facts, operand, whole) * aliased(facts, operand, part[vector])
+    return lines if lines * size > facts.l1 else 1.0
 
 
 def distance(stride: int | None, size: int) -> float:

@@ -50,7 +50,7 @@ def share_of_loads(
     what the turns of those that stay loops cost, else 0."""
     height = math.prod(tile.values())
     copies = height * vectors * facts.operations
-    rows, share, windows, taps = 0.0, 1.0, 0, 1
+    rows, share, windows, taps = 0.0, 1.0, 0, 1.0
     slid: set[str] = set()
     for window in operand.windows:
         outs = [n for n in window if n in tile]
@@ -68,14 +68,14 @@ def share_of_loads(
         copies *= steps
         share *= distinct / (size * steps)
         rows, windows = (rows or vectors) * distinct, max(windows, steps)
-        taps *= steps
+        taps *= min(steps, size)
         slid.add(inner[0])
     if not slid:
         return 1.0, 0.0
     if any(facts.reduces[n] <= SLIDING for n in slid):
         copies *= math.prod(e for n, e in facts.reduces.items() if n not in slid)
     live = rows + windows
-    if all(candidate.vector in o.strides for o in facts.operands if o.body):
+    if all(o.strides.get(candidate.vector) for o in facts.operands if o.body):
         live = min(live, (taps + 1) * vectors + 2)  # points in the order of the operand
     live += height * vectors * facts.states
     if copies <= UNROLLED and live <= facts.registers + 2:

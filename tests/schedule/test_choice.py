@@ -15,7 +15,7 @@ from convgen.schedule.bounds import least_cycles
 from convgen.schedule.choice import candidates, cheapest, score_any
 from convgen.schedule.facts import Facts, facts_of
 from convgen.schedule.machine import machine_of
-from convgen.schedule.reuse import LINE, PAGE, new_of_line
+from convgen.schedule.reuse import LINE, PAGE, aliased, new_of_line
 from convgen.schedule.tiles import Candidate
 from convgen.target import target
 from convgen.types import f32
@@ -109,3 +109,14 @@ def test_lines_that_come_again_count_in_part() -> None:
     assert new_of_line(replace(facts, l1=6 * 16 * LINE), filters, 6) == LINE
     apart = replace(filters, strides=filters.strides | {"k": PAGE // filters.bytes})
     assert new_of_line(facts, apart, 6) == LINE
+
+
+def test_rows_a_power_of_two_apart_share_the_sets_of_a_cache() -> None:
+    """Along x, rows of 128 channels lie 512 bytes apart: half a line of each takes a cache as if it
+    were eight times as large, while it waits for the other half; rows of 144 channels do not."""
+    even, odd = (facts_of_case(name, "weights", "x86-64-v3") for name in ("grp", "dw3"))
+    assert even.order[0] == odd.order[0] == "x"
+    (rows,) = [o for o in even.operands if o.load.buffer == "dY"]
+    assert [aliased(even, rows, width) for width in (8, 16, 32)] == [8.0, 1.0, 1.0]
+    (others,) = [o for o in odd.operands if o.load.buffer == "dY"]
+    assert aliased(odd, others, 8) == 1.0

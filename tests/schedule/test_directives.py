@@ -81,6 +81,7 @@ GOLDEN = {
     "split_guard": (line, "split(x, 4, tail='guard'); split(r, 2, tail='guard')"),
     "cover": (line, "cover(x, 10, 9)"),
     "peel": (line, "peel(x, 1, 2)"),
+    "peel_tiles": (line, "split(x, 4, tail='peel'); peel(x_out, 2, 1)"),
     "reorder": (lambda: window(1, 2, 4, 5), "reorder(n, k, y, r, c, x)"),
     "fuse": (lambda: window(1, 2, 4, 5), "fuse(y, x); fuse(c, r)"),
     "reverse": (lambda: window(1, 2, 4, 5), "reverse(s); reverse(y)"),

@@ -307,13 +307,13 @@ def test_what_stays_while_results_are_written_in_order_counts_as_near(
 
 
 def test_vectors_fill_the_lines_that_a_long_sum_brings() -> None:
-    """Channels of their own, 3 x 3 taps, summed over an image beyond the first cache: half lines
+    """80 channels of their own, 3 x 3 taps, summed over an image beyond the first cache: half lines
     would come twice; where all of it stays near they may."""
 
     def chosen(size: int) -> Candidate:
         text = "dW[g, r, s] = sum(y, x: dY[y, x, g] * X[2*y + r, 2*x + s, g])"
-        shapes = {"dY": (size, size, 64), "X": (2 * size + 1, 2 * size + 1, 64)}
-        subject = lower(parse(text, dW=(64, 3, 3), **shapes))
+        shapes = {"dY": (size, size, 80), "X": (2 * size + 1, 2 * size + 1, 80)}
+        subject = lower(parse(text, dW=(80, 3, 3), **shapes))
         (body,) = subject.nests()
         return choose(body, subject, target("x86-64-v3"))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar
 
 from convgen.affine import Affine, Constraint, FloorDiv
@@ -12,6 +13,7 @@ from convgen.schedule.directives.base import (
     Directive,
     Text,
     Value,
+    change_loop,
     check_fresh,
     check_serial,
     replace_loops,
@@ -164,6 +166,7 @@ class Peel(Directive):
     before   for x < 8                    after   for x_out: x_base = 0 then 1 then 7
                                                     for x_in < 1 then 6 then 1    x = x_base + x_in
 
+    Of the outer loop of a cover, its first and last tiles.
     Legal: low + high < extent; a loop not yet marked. What the ranges decide (edges, guards) is
     decided in each part for itself, so the middle loses its tests.
     Elsewhere: loop peeling, index-set splitting; Halide partition, Exo cut_loop.
@@ -179,7 +182,8 @@ class Peel(Directive):
 
     def check_nest(self, nest: Nest, kernel: Kernel, target: Target) -> None:
         loop = self.loop(nest, self.axis)
-        check_serial(self, nest, loop)
+        if not loop.segments:
+            check_serial(self, nest, loop)
         if min(self.low, self.high) < 0 or not 0 < self.low + self.high < loop.extent:
             self.refuse(
                 nest,
@@ -187,10 +191,16 @@ class Peel(Directive):
                 expected=f"low + high in 1..{loop.extent - 1}",
                 got=f"{self.low} + {self.high}",
             )
-        check_fresh(self, nest, *_children(self.axis))
+        if not loop.segments:
+            check_fresh(self, nest, *_children(self.axis))
 
     def rewrite(self, nest: Nest, kernel: Kernel, target: Target) -> Kernel:
         loop = self.loop(nest, self.axis)
+        if loop.segments:
+            ends = (self.low, loop.extent - self.high)
+            parts = tuple(p for s, first in _numbered(loop) for p in _cut(s, first, ends))
+            after = change_loop(nest, loop.name, lambda o: replace(o, segments=parts))
+            return replace_nest(kernel, nest.name, after)
         middle = loop.extent - self.low - self.high
         parts = ((0, self.low), (self.low, middle), (self.low + middle, self.high))
         segments = tuple(Segment(start, 1, size) for start, size in parts if size)
@@ -247,6 +257,22 @@ def best_cover(extent: int, largest: int) -> tuple[int, ...]:
 
 def _children(axis: str) -> tuple[str, str, str]:
     return f"{axis}_out", f"{axis}_in", f"{axis}_base"
+
+
+def _numbered(loop: Loop) -> Iterator[tuple[Segment, int]]:
+    """The segments of a loop, each with the number of its first tile."""
+    first = 0
+    for segment in loop.segments:
+        yield segment, first
+        first += segment.count
+
+
+def _cut(segment: Segment, first: int, places: Sequence[int]) -> Iterator[Segment]:
+    """The parts of a segment whose tiles are numbered from `first`, cut before some tiles."""
+    last = first + segment.count
+    ends = [first, *(p for p in places if first < p < last), last]
+    for low, high in pairwise(ends):
+        yield replace(segment, start=segment.start + segment.size * (low - first), count=high - low)
 
 
 def _segmented(nest: Nest, loop: Loop, segments: tuple[Segment, ...]) -> Nest:
