@@ -26,7 +26,7 @@ from convgen.ir.sums import adds_up
 from convgen.ir.visit import walk as walk_nodes
 from convgen.passes.flatten.edges import FOLDING, Elements, edge_limits, zero_limits
 from convgen.passes.flatten.emitter import Emitter
-from convgen.passes.flatten.extremes import watched
+from convgen.passes.flatten.extremes import is_choice, watched
 from convgen.passes.flatten.following import straight_part
 from convgen.passes.flatten.loops import Loops, Walk, expands
 from convgen.passes.flatten.reduce import Reducing, sorted_out
@@ -249,15 +249,20 @@ class NestWriter:
         job: Walk,
     ) -> None:
         """The loops of a stage that are left, with their elements inside."""
-        straight = straight_part(loops, members[0].node, members[0].values.axes)
+        first = members[0]
+        straight = straight_part(loops, first.node, first.values.axes)
+        combine = first.combine_in_order
+        if not straight and len(members) == 1 and is_choice(first.combiner):
+            straight = tuple(o for o in loops[-1:] if o.reduce is not None and expands(o))
+            combine = first.combine_among_themselves
         if not straight:
             self.loops.walk(loops, scope, job)
             return
 
         def ordered(inside: Scope) -> None:
-            tests = (*self._guards(members[0].node), *self._skips(members[0].node))
+            tests = (*self._guards(first.node), *self._skips(first.node))
             tests = tuple(dict.fromkeys(tests))
-            if not members[0].combine_in_order(tests, straight, inside):
+            if not combine(tests, straight, inside):
                 self.loops.walk(straight, inside, job)
 
         rest = loops[: len(loops) - len(straight)]

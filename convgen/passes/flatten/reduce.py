@@ -104,6 +104,37 @@ class Reducing:
             self._element(position, vectors)
         return True
 
+    def combine_among_themselves(
+        self, guards: Sequence[Constraint], straight: Sequence[Loop], scope: Scope
+    ) -> bool:
+        """The same for the points of unrolled reduce loops that are combined with one another
+        before the state: the state waits for one combination, not for each of them. False, and
+        nothing done, where points exist under conditions."""
+        found: dict[tuple[Affine, ...], list[Scope]] = {}
+        names = [name for loop in self.tile.loops for name in (loop.name, loop.base) if name]
+        whole = Tile((*straight, *self.tile.loops), self.tile.vector, self.tile.lanes)
+        for position in positions(whole, scope):
+            held = self.values.open_conditions(guards, position)
+            if held or (held is not None and self._foreign_lanes(position)):
+                return False
+            if held is not None:
+                key = tuple(position.values[name] for name in names if name in position.values)
+                found.setdefault(key, []).append(position)
+        parts = [self._shared(self._lifted(Place(run[0]))) for run in found.values()]
+        for step in range(1, max(map(len, found.values()), default=0)):
+            for place, run in enumerate(found.values()):
+                if step < len(run):
+                    new = self._lifted(Place(run[step]))
+                    parts[place] = self._shared(self._combined(parts[place], new))
+        for part, run in zip(parts, found.values(), strict=True):
+            old = self.states.read(run[0])
+            with self.emitter.forgetting():
+                self.states.write(run[0], self._combined(old, part))
+        return True
+
+    def _shared(self, state: Sequence[Expr]) -> list[Expr]:
+        return [self.emitter.share(one) for one in state]
+
     def _element(self, scope: Scope, vectors: Conditions) -> None:
         vectors = (*vectors, *self._foreign_lanes(scope))
         mask = self.values.all_of(self.values.condition(c, scope) for c in vectors)
