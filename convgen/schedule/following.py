@@ -67,6 +67,22 @@ def live_when_unrolled(nest: Nest, loop: Loop, facts: Facts) -> int:
     return min(in_loops_order, (taps + 1) * vectors_along(nest, tile[vector], facts.lanes))
 
 
+def ahead(nest: Nest, facts: Facts, target: Target) -> int:
+    """Registers that unrolled iterations need beside the states and two that are left free:
+    the tile keeps the values of the operand that has the fewest; LLVM loads those of two
+    neighbours together, and spills states where they do not fit beside one of the other's.
+    Below 512 bits a broadcast needs a register, no multiply-add reads it from memory; where
+    it serves a single one, that leaves its sum there, and the states change places."""
+    sizes = tile_sizes(nest, facts.lanes)
+    kept = [
+        math.prod(size for name, size in sizes.items() if name in operand.strides)
+        for operand in facts.operands
+        if operand.body
+    ]
+    least = min(kept, default=1)
+    return 2 * least - 1 if target.vector_bits >= 512 else 2 * least + (least == 1)
+
+
 def slides_along(nest: Nest, loop: Loop, room: int, facts: Facts) -> bool:
     """True where the tile keeps the vectors of one operand, those and a value of the other fit the
     last registers (`room` beside the states, two left free), and a reduce loop moves on along them:

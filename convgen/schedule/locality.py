@@ -8,7 +8,7 @@ that, everything is read again for every iteration.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
@@ -18,7 +18,7 @@ from convgen.ir.nodes import Kernel, Nest
 from convgen.ir.regions import loop_extent, loop_ranges
 from convgen.ir.simplify import Ranges, simplify_affine
 from convgen.schedule.access import in_loops, loads_of, strides_of, trips
-from convgen.schedule.machine import FILLED, STAYS, Machine
+from convgen.schedule.machine import FILLED, STAYS, Machine, machine_of
 from convgen.schedule.reuse import LINE
 from convgen.target import Target
 
@@ -76,6 +76,34 @@ def best_order(
     free = [name for name in outer if counts[name] > 1][-MOST:]
     if len(free) < 2:
         return list(outer)
+    touched = _touched(nest, free, kernel)
+    costs = {o: _cycles(o, counts, touched, target, machine) for o in permutations(free)}
+    enough = ENOUGH * min(costs.values())
+    good = [order for order, found in costs.items() if found <= enough]
+    chosen = min(good, key=lambda o: _moved(o, counts, touched, STAYS[2] * target.l3))
+    fixed = [name for name in outer if name not in free]
+    return [*fixed, *chosen]
+
+
+def waiting_cycles(nest: Nest, kernel: Kernel, target: Target) -> tuple[float, float]:
+    """Cycles for which a nest waits for caches and memory, its loops as they stand; and how many
+    in any order at least."""
+    counts: dict[str, float] = {}
+    for loop in nest.loops:
+        counts[loop.name] = loop.extent
+        if loop.segments:  # as if all were as long as the longest
+            longest = max(s.size for s in loop.segments)
+            counts[loop.name] = sum(s.count * s.size for s in loop.segments) / longest
+    touched = _touched(nest, list(counts), kernel)
+    machine, size = machine_of(target), touched(frozenset(counts))
+    cycles = _cycles(list(counts), counts, touched, target, machine)
+    if not target.l3:
+        return cycles, size / machine.memory
+    return cycles - size / machine.memory, size / machine.l3  # what comes once from memory is there
+
+
+def _touched(nest: Nest, free: Sequence[str], kernel: Kernel) -> Callable[[frozenset[str]], int]:
+    """The bytes that are touched by what runs inside some of the free loops, with those."""
     walks = _walks(nest, kernel)
     inner = {o.name for o in nest.loops if o.name not in free}
     inner |= {o.base for o in nest.loops if o.segments and o.name in inner}
@@ -86,12 +114,7 @@ def best_order(
         inside = {*inner, *loops, *(bases[name] for name in loops & bases.keys())}
         return sum(walk.footprint(inside) for walk in walks)
 
-    costs = {o: _cycles(o, counts, touched, target, machine) for o in permutations(free)}
-    enough = ENOUGH * min(costs.values())
-    good = [order for order, found in costs.items() if found <= enough]
-    chosen = min(good, key=lambda o: _moved(o, counts, touched, STAYS[2] * target.l3))
-    fixed = [name for name in outer if name not in free]
-    return [*fixed, *chosen]
+    return touched
 
 
 def _walks(nest: Nest, kernel: Kernel) -> list[_Walk]:
@@ -137,7 +160,7 @@ def _whole_dims(
 
 def _cycles(
     order: Sequence[str],
-    counts: dict[str, int],
+    counts: Mapping[str, float],
     touched: Callable[[frozenset[str]], int],
     target: Target,
     machine: Machine,
@@ -152,7 +175,7 @@ def _cycles(
 
 def _moved(
     order: Sequence[str],
-    counts: dict[str, int],
+    counts: Mapping[str, float],
     touched: Callable[[frozenset[str]], int],
     capacity: float,
 ) -> float:

@@ -47,7 +47,7 @@ from convgen.schedule.directives.split import best_cover
 from convgen.schedule.dots import by_rows, is_dot
 from convgen.schedule.facts import Facts, facts_of, windows_of
 from convgen.schedule.folding import fold_instead, folded_sum, with_reads
-from convgen.schedule.following import follow_of, live_when_unrolled, slides_along
+from convgen.schedule.following import ahead, follow_of, live_when_unrolled, slides_along
 from convgen.schedule.fusion import Fusion, finish_consumer
 from convgen.schedule.groups import through_groups
 from convgen.schedule.locality import best_order, stored_order
@@ -55,6 +55,7 @@ from convgen.schedule.machine import machine_of
 from convgen.schedule.nesting import nested
 from convgen.schedule.normalize import backward_windows, contiguous_pair
 from convgen.schedule.panels import Panels, cuts_of, order_of, panels_of
+from convgen.schedule.parts import parts_instead
 from convgen.schedule.peeling import peels
 from convgen.schedule.schedule import Schedule
 from convgen.schedule.sharing import SHORT, SLIDING, UNROLLED, is_crowded
@@ -82,14 +83,18 @@ def default_schedule(
     fusion.run()
     kernel, schedule = fusion.kernel, Schedule(tuple(fusion.directives))
     found = _run_recipes(kernel, target, ranks or {})
-    folds: list[Directive] = []
+    first: list[Directive] = []
     if not ranks:
         cycles = {recipe.title: recipe.cycles for recipe in found}
-        folds = fold_instead(kernel, target, cycles, cheapest)
-    if folds:
-        for directive in folds:
+        first = fold_instead(kernel, target, cycles, cheapest)
+    if not ranks and not first and found:
+        first = parts_instead(
+            kernel, target, found[-1].kernel, lambda k: _run_recipes(k, target, {})[-1].kernel
+        )
+    if first:
+        for directive in first:
             kernel = directive.apply(kernel, target)
-        schedule = schedule + Schedule(tuple(folds))
+        schedule = schedule + Schedule(tuple(first))
         found = _run_recipes(kernel, target, {})
     for recipe in found:
         schedule = schedule + Schedule(tuple(recipe.directives), tuple(recipe.notes))
@@ -420,24 +425,13 @@ class _Recipe:
         for steps in (4, 3, 2):
             whole = loop.extent % steps == 0 and steps < loop.extent
             shared = live_when_unrolled(self.nest, replace(loop, extent=steps), facts)
-            if whole and copies * steps <= UNROLLED and room - shared >= self.ahead(facts):
+            if (
+                whole
+                and copies * steps <= UNROLLED
+                and room - shared >= ahead(self.nest, facts, self.target)
+            ):
                 return steps
         return 2 if copies <= SHORT and slides_along(self.nest, loop, room, facts) else 1
-
-    def ahead(self, facts: Facts) -> int:
-        """Registers that unrolled iterations need beside the states and two that are left free:
-        the tile keeps the values of the operand that has the fewest; LLVM loads those of two
-        neighbours together, and spills states where they do not fit beside one of the other's.
-        Below 512 bits a broadcast needs a register, no multiply-add reads it from memory; where
-        it serves a single one, that leaves its sum there, and the states change places."""
-        sizes = tile_sizes(self.nest, facts.lanes)
-        kept = [
-            math.prod(size for name, size in sizes.items() if name in operand.strides)
-            for operand in facts.operands
-            if operand.body
-        ]
-        least = min(kept, default=1)
-        return 2 * least - 1 if self.target.vector_bits >= 512 else 2 * least + (least == 1)
 
     def slide(self, loop: Loop, copies: float, facts: Facts) -> bool:
         """Cut a long reduce loop into short runs, written out, where the tile slides along an

@@ -20,6 +20,7 @@ from convgen.ir.nodes import (
     StoreNode,
 )
 from convgen.ir.sums import adds_up
+from convgen.schedule.access import loads_of, strides_of
 from convgen.schedule.directives.base import (
     Directive,
     Value,
@@ -41,8 +42,10 @@ class Partial(Directive):
                                                   for c: s = 0; for n: s += P[n,c]
                                                          S[c] = s
 
-    The new nest runs before this one and has its name with _part. Legal: a nest without directives
-    but join, whose reduces are plain sums in one set of loops, with no tests; some of these loops.
+    The new nest runs before this one and has its name with _part; its sums lie as the loops stand,
+    but for one along which all operands are contiguous, which is last. Legal: a nest without
+    directives but join, whose reduces are plain sums in one set of loops, with no tests; some of
+    these loops.
     Elsewhere: rfactor of an outer loop (Halide, TVM), two-level or tree reduction.
     """
 
@@ -92,7 +95,8 @@ class Partial(Directive):
         low = {axis: first for axis, first, _ in nest.ranges}
         index = tuple(Affine.of(axes[o.name]) - low[axes[o.name]] for o in (*apart, *kept))
         shape = tuple(o.extent for o in (*apart, *kept))
-        buffers = list(self._buffers(nest, kernel, name, shape))
+        order = _stored_order(nest, kernel, [o.name for o in (*apart, *kept)])
+        buffers = list(self._buffers(nest, kernel, name, shape, order))
         part = replace(
             nest,
             name=name,
@@ -122,13 +126,13 @@ class Partial(Directive):
         return replace_nest(kernel, nest.name, whole)
 
     def _buffers(
-        self, nest: Nest, kernel: Kernel, name: str, shape: tuple[int, ...]
+        self, nest: Nest, kernel: Kernel, name: str, shape: tuple[int, ...], order: tuple[int, ...]
     ) -> Iterator[Buffer]:
         """A temporary for each sum."""
         taken = [b.name for b in kernel.buffers]
         for reduce in nest.reduces:
             taken.append(fresh_name(name, taken))
-            layout = Layout.rowmajor(len(shape))
+            layout = Layout(order)
             yield Buffer(taken[-1], reduce.combiner.dtypes[0], shape, layout, "temporary")
 
 
@@ -141,6 +145,14 @@ def _starts(nest: Nest) -> dict[str, Affine]:
 def _stays(loop: Loop, axes: Sequence[str]) -> bool:
     """True for the loops that are summed over in the parts."""
     return loop.reduce is not None and loop.name not in axes
+
+
+def _stored_order(nest: Nest, kernel: Kernel, names: Sequence[str]) -> tuple[int, ...]:
+    """The dimensions of the temporary: as the loops stand, the one along which all operands that it
+    moves are contiguous last."""
+    steps = [strides_of(kernel.buffer(o.buffer), o.index, nest, names) for o in loads_of(nest)]
+    near = [n for n in names if {s[n] for s in steps} - {0} == {1}]
+    return tuple(sorted(range(len(names)), key=lambda d: names[d] in near))
 
 
 def _place(apart: Sequence[Loop], axes: dict[str, str], low: dict[str, int]) -> Affine:
