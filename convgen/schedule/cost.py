@@ -29,6 +29,7 @@ from convgen.schedule.reuse import (
     fresh_vectors,
     is_read_once,
     new_of_line,
+    share_distinct,
     torn,
 )
 from convgen.schedule.sharing import is_crowded, share_of_loads, share_outside, turn_cycles
@@ -250,6 +251,8 @@ def tile_cycles(
                 streamed += vectors * differ * lines_of_gather(facts, operand, candidate, machine)
                 part = {candidate.vector: candidate.width, **{n: max(c) for n, c in candidate.tile}}
                 fresh *= torn(facts, operand, part, candidate.vector)
+            else:
+                fresh *= share_distinct(operand, {**tile, candidate.vector: candidate.width})
             streamed += vectors * facts.lanes * operand.bytes * fresh * differ / rate
         fetched += times * shared
         work += _tests(facts, operand, candidate, tile, times, shared)

@@ -33,7 +33,9 @@ class Operand:
     pitches: strides in a copy that keeps the order of the dimensions and adds a halo;
     edged: loops that move it in a dimension with an edge; shifted: loops that share an index with
     a reduce loop; body: it stands in a reduce;
-    windows: for each dimension that output and reduce loops move together, the step of each;
+    windows: for each dimension that output and reduce loops move together, the step of each, where
+    the reduce loops move this dimension alone (else nothing slides: other elements come);
+    overlaps: for each dimension that several output loops and no reduce loop move, the same;
     overhangs: for each dimension with an edge its loops and how many places of it lie outside;
     patterned: for loops along which every vector takes a few neighbours in one pattern, the step
     and after how many iterations it is made;
@@ -58,6 +60,7 @@ class Operand:
     packable: bool
     hoistable: bool
     windows: tuple[dict[str, int], ...]
+    overlaps: tuple[dict[str, int], ...]
     overhangs: tuple[tuple[frozenset[str], int], ...]
     patterned: dict[str, tuple[int, int]]
     periods: dict[str, int]
@@ -224,7 +227,7 @@ def _operand(
     steps: dict[str, int] = {}
     edged: set[str] = set()
     shifted: set[str] = set()
-    windows: list[dict[str, int]] = []
+    together: list[dict[str, int]] = []
     overhangs: list[tuple[frozenset[str], int]] = []
     inner = {o.name for o in nest.loops if o.reduce is not None}
     ranges = loop_ranges(nest)
@@ -244,10 +247,11 @@ def _operand(
             overhangs += [(frozenset(names), outside)] if outside else []
         if names & inner:
             shifted |= names - inner
-            if names - inner and not place.hidden_names():
-                windows.append({n: abs(place.coefficient(n)) for n in names})
+        if names - inner and len(names) > 1 and not place.hidden_names():
+            together.append({n: abs(place.coefficient(n)) for n in names})
     same = [o for o in loads_of(nest) if o.buffer == load.buffer]
     strides = strides_of(buffer, load.index, nest, steps)
+    again = {n for n in inner if sum(n in in_loops(nest, i).names() for i in load.index) > 1}
     return Operand(
         load=load,
         strides=strides,
@@ -261,7 +265,8 @@ def _operand(
         bytes=buffer.dtype.bytes,
         body=body,
         packable=load.buffer not in written and _is_packable(buffer, same),
-        windows=tuple(windows),
+        windows=tuple(t for t in together if t.keys() & inner and not t.keys() & again),
+        overlaps=tuple(t for t in together if not t.keys() & inner),
         overhangs=tuple(overhangs),
         patterned=_patterned(load, nest, buffer, strides, lanes),
         periods=_periods(load, nest),

@@ -74,6 +74,19 @@ def distinct_rows(operand: Operand, tile: Mapping[str, float]) -> float:
     return share
 
 
+def share_distinct(operand: Operand, sizes: Mapping[str, float]) -> float:
+    """The share of a tile's elements in a copy that differ, where output loops move an operand
+    together: so many steps of each lie in a span that is shorter than their product."""
+    share = 1.0
+    for overlap in operand.overlaps:
+        steps = {n: step for n, step in overlap.items() if sizes.get(n, 1) > 1}
+        if len(steps) > 1:
+            span = 1 + sum(step * (sizes[n] - 1) for n, step in steps.items())
+            span /= math.gcd(*steps.values())
+            share *= min(1.0, span / math.prod(sizes[n] for n in steps))
+    return share
+
+
 def is_read_once(facts: Facts, operand: Operand) -> bool:
     """True for an operand of which every output has elements of its own, shared by windows alone: a
     tile finds in the first cache what it shares with the tile before at most."""
