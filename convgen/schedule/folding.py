@@ -26,7 +26,7 @@ from convgen.schedule.directives import (
     split,
     vectorize,
 )
-from convgen.schedule.directives.fold import factors_of, foldable
+from convgen.schedule.directives.fold import dims_of, factors_of, foldable
 from convgen.schedule.directives.order import fused
 from convgen.schedule.facts import Facts, Operand, facts_of
 from convgen.schedule.machine import STAYS, Machine, level_of, machine_of
@@ -94,20 +94,24 @@ def _groups(kernel: Kernel) -> Iterator[_Group]:
         pair, loops = factors_of(nest), foldable(nest, kernel)
         if pair is not None and loops:
             dims = [
-                tuple(index.single in loops and index.single for index in load.index)
-                for load in pair
+                tuple(tuple(i.single in loops and i.single for i, _, _ in parts) for parts in whole)
+                for whole in (dims_of(load, loops, nest, kernel) for load in pair)
             ]
-            key = (tuple(o.buffer for o in pair), tuple(loops), tuple(dims))
+            key = (tuple(o.buffer for o in pair), tuple(loops), tuple(map(tuple, dims)))
             found.setdefault(key, []).append(nest)
     for nests in found.values():
         pair, loops = factors_of(nests[0]), foldable(nests[0], kernel)
         assert pair is not None
         first, second = pair
         summed = math.prod(nests[0].loop(name).extent for name in loops)
+        kept = [
+            [dim for parts in dims_of(load, loops, nests[0], kernel) for dim in parts]
+            for load in (first, second)
+        ]
         shared = math.prod(
             size
-            for index, size in zip(first.index, kernel.buffer(first.buffer).shape, strict=True)
-            if index in second.index and index.single not in loops
+            for index, size, edge in kept[0]
+            if (index, size, edge) in kept[1] and index.single not in loops
         )
         whole = [size_in_elements(kernel.buffer(o.buffer)) for o in pair]
         if not math.prod(whole):

@@ -6,15 +6,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from convgen.bench.cases import Case
 from convgen.ir.interpret import difference
+from convgen.ir.layout import size_in_elements
 from convgen.ir.nodes import Kernel, LoopKind
 from convgen.ir.verify import verify
 from convgen.passes.flatten import flatten
 from convgen.passes.lower import lower
 from convgen.runtime import kernel as kernels
 from convgen.schedule.access import loads_of
+from convgen.schedule.directives.fold import foldable
 from convgen.schedule.recipes import default_schedule
 from convgen.schedule.schedule import parse_schedule
 from convgen.symbolic.evaluate import evaluate
@@ -87,6 +91,45 @@ def test_folded_sums_are_the_same_numbers(case: Case, layout: str, where: str) -
     after = default_schedule(folded, machine).apply(folded, machine)
     assert not difference(subject, after)
     assert not difference(subject, flatten(after, machine))
+
+
+@st.composite
+def groups(draw: st.DrawFn) -> Case:
+    """Convolutions in groups: what a group holds is a part of a dimension."""
+    count, held = draw(st.integers(2, 4)), (draw(st.integers(1, 5)), draw(st.integers(2, 5)))
+    taps, dilation = draw(st.integers(1, 4)), draw(st.integers(1, 2))
+    padding = draw(st.integers(0, dilation * (taps - 1)))
+    size = draw(st.integers(max(1, dilation * (taps - 1) + 1 - 2 * padding), 9))
+    stride, batch = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+    channels, filters = (count * n for n in held)
+    return Case("drawn", batch, channels, size, filters, taps, stride, padding, count, dilation)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(groups(), st.sampled_from(["nhwc", "nchw"]), st.sampled_from(TARGETS))
+def test_groups_are_folded_one_by_one(case: Case, layout: str, where: str) -> None:
+    """Filter number K*g + k: k is summed over first, g is a dimension of the columns."""
+    subject, machine = gradient(case, layout), target(where)
+    summed = [n for n in subject.nests() if n.reduces]
+    assert all(foldable(n, subject) == ["k"] for n in summed)
+    folded = parse_schedule("\n".join(f"{n.name}: fold(k)" for n in summed)).apply(subject, machine)
+    [columns] = [b for b in folded.buffers if b.role == "temporary"]
+    positions = case.batch * case.out**2
+    assert size_in_elements(columns) == positions * case.channels * case.kernel**2
+    after = default_schedule(folded, machine).apply(folded, machine)
+    assert not difference(subject, after)
+    assert not difference(subject, flatten(after, machine))
+
+
+def test_what_groups_hold_must_fill_the_dimension() -> None:
+    """Every second filter, one group short, and other groups than those of W: k is not shared."""
+    shapes = {"dY": (4, 12), "W": (12, 5)}
+    for index, count in (("4*g + 2*k", 3), ("4*g + k", 2)):
+        text = f"dX[g, u, c] = sum(k: dY[u, {index}] * W[{index}, c]) for g < {count}, k < 2"
+        kernel = lower(parse(text, **shapes))
+        assert foldable(next(kernel.nests()), kernel) == []
+    whole = lower(parse("dX[g, u, c] = sum(k: dY[u, 4*g + k] * W[4*g + k, c]) for k < 4", **shapes))
+    assert foldable(next(whole.nests()), whole) == ["k"]
 
 
 TRANSPOSED = "Y[n, h, w, k] = sum(c, y, x: X[n, y, x, c] * W[c, k, h + 3 - 2*y, w + 3 - 2*x])"

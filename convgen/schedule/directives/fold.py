@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, TypeAlias
 
@@ -35,8 +35,8 @@ from convgen.schedule.directives.base import (
 )
 from convgen.target import Target
 
-# A dimension of an operand: its index, its extent, its edge.
-_Dim: TypeAlias = tuple[Affine, int, Edge | None]
+# A dimension of an operand, or a digit of one: its index, its extent, its edge.
+Dim: TypeAlias = tuple[Affine, int, Edge | None]
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,11 @@ class Fold(Directive):
 
     The columns are a product of matrices that walks each operand as it lies, and has no edges: the
     sum that folds them keeps those. The product is a nest before this one, without directives;
-    nests that fold the same one (the pieces of a gradient) share it.
+    nests that fold the same one (the pieces of a gradient) share it. A dimension that holds groups
+    of so many, at K*g + k, counts as two; groups that both have are a dimension of the columns.
     Legal: before other directives; one sum of products of two operands, over loops of which each
-    is a whole dimension of both and part of no other index, and over others; edges that are not
-    numbers of their own.
+    is a whole dimension of both, or what a group of both holds, and part of no other index, and
+    over others; edges that are not numbers of their own.
     Elsewhere: col2im, fold (torch); the gradient of im2col.
     """
 
@@ -123,20 +124,24 @@ class Fold(Directive):
     ) -> tuple[Buffer, Nest, Load]:
         """(the buffer of the columns, the nest of the product, what is left to sum)."""
         first, second = sorted(pair, key=lambda o: size_in_elements(kernel.buffer(o.buffer)))
-        dims: dict[str, _Dim] = {}
+        dims: dict[str, Dim] = {}
         walked: dict[Load, Load] = {}
         for load in (first, second):
-            shape, names = kernel.buffer(load.buffer).shape, list[str]()
-            for dim in zip(load.index, shape, load.edges, strict=True):
-                known = [n for n, other in dims.items() if other == dim and n not in names]
-                if load is first or not dim[0].names():
-                    known = []
-                own = [n for n in self.loops if dim[0].single == n]
-                number = fresh_name(f"i{len(dims)}", [*self.loops, *dims])
-                names.append((own or known or [number])[0])
-                dims[names[-1]] = dim
-            index = tuple(map(Affine.of, names))
-            walked[load] = replace(load, index=index, edges=(None,) * len(index))
+            names = list[str]()
+            places = list[Affine]()
+            for parts in dims_of(load, self.loops, nest, kernel):
+                place = Affine()
+                for dim in parts:
+                    known = [n for n, other in dims.items() if other == dim and n not in names]
+                    if load is first or not dim[0].names():
+                        known = []
+                    own = [n for n in self.loops if dim[0].single == n]
+                    number = fresh_name(f"i{len(dims)}", [*self.loops, *dims])
+                    names.append((own or known or [number])[0])
+                    dims[names[-1]] = dim
+                    place = place * dim[1] + Affine.of(names[-1])
+                places.append(place)
+            walked[load] = replace(load, index=tuple(places), edges=(None,) * len(places))
         kept = {n: dim for n, dim in dims.items() if n not in self.loops}
         [reduce] = nest.reduces
         dtype = reduce.combiner.project[0].dtype
@@ -192,18 +197,36 @@ def foldable(nest: Nest, kernel: Kernel) -> list[str]:
 
 
 def _is_shared(nest: Nest, kernel: Kernel, name: str) -> bool:
-    """True for a loop that is a whole dimension of both operands, and part of no other index."""
+    """True for a loop that is a whole dimension of both operands, or what each group along one
+    holds, and part of no other index."""
     pair = factors_of(nest)
     ranges = {axis: (low, high) for axis, low, high in nest.ranges}
-    if pair is None or name not in ranges:
+    low, held = ranges.get(name, (0, 0))
+    if pair is None or not held or low:
         return False
     for load in pair:
-        dims = [d for d, index in enumerate(load.index) if name in index.names()]
-        if len(dims) != 1 or load.index[dims[0]].single != name or load.edges[dims[0]]:
-            return False
-        if ranges[name] != (0, kernel.buffer(load.buffer).shape[dims[0]]):
+        dims = [dim for parts in dims_of(load, (name,), nest, kernel) for dim in parts]
+        once = sum(name in index.names() for index in load.index) == 1
+        if not once or (Affine.of(name), held, None) not in dims:
             return False
     return True
+
+
+def dims_of(load: Load, loops: Sequence[str], nest: Nest, kernel: Kernel) -> Iterator[list[Dim]]:
+    """For each dimension of an operand what it is made of: itself, or groups and what each holds
+    where that is one of the loops."""
+    ranges = {axis: (low, high) for axis, low, high in nest.ranges}
+    shape = kernel.buffer(load.buffer).shape
+    for index, size, edge in zip(load.index, shape, load.edges, strict=True):
+        inner = next((n for n in loops if index.coefficient(n) == 1 and index.single != n), "")
+        low, held = ranges.get(inner, (0, 0))
+        group = index.without(inner) // max(1, held)
+        groups = ranges.get(group.single or "")
+        whole = held and group * held + Affine.of(inner) == index and low == 0 and edge is None
+        if whole and groups == (0, size // held) and size % held == 0:
+            yield [(group, size // held, None), (Affine.of(inner), held, None)]
+        else:
+            yield [(index, size, edge)]
 
 
 def _commutes(edge: Edge) -> bool:
