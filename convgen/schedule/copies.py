@@ -9,6 +9,7 @@ from convgen.schedule.machine import FILLED, Machine
 from convgen.schedule.reuse import LINE
 from convgen.schedule.tiles import Candidate
 
+AHEAD = 0.35  # of a copy that is taken to serve many calls: as many are taken to make their own
 REUSED = 16  # uses of an element in a call from which its copy is taken to serve many calls
 
 
@@ -76,3 +77,10 @@ def copy_cycles(facts: Facts, operand: Operand, candidate: Candidate, machine: M
     size = operand.elements * operand.bytes
     moved = 3 * size / (machine.l3 if 2 * size <= FILLED * facts.l3 else machine.memory)
     return max(operand.elements * rate, moved)
+
+
+def cycles_ahead(facts: Facts, candidate: Candidate, machine: Machine) -> float:
+    """What calls that make their own copies add to a candidate, whose cycles count those that serve
+    many calls in small part."""
+    packed = (o for o in first_of(facts, candidate.packs) if o.hoistable)
+    return AHEAD * sum(copy_cycles(facts, o, candidate, machine) / o.readers for o in packed)

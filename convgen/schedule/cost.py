@@ -298,7 +298,9 @@ def _bandwidth(facts: Facts, operand: Operand, candidate: Candidate, machine: Ma
     if is_read_once(facts, operand):
         return bandwidth_of(facts, min(operand.elements * operand.bytes, facts.l2 / 2), machine)
     size = min(bytes_of_part(facts, operand, part), _bytes_until_shared(facts, operand, part))
-    if operand.load.buffer not in candidate.packs:
+    packed = operand.load.buffer in candidate.packs
+    size *= operand.reached[packed]
+    if not packed:
         size *= torn(facts, operand, part, candidate.vector)
         size *= aliased(facts, operand, candidate.width)
     return bandwidth_of(facts, size, machine)
@@ -321,7 +323,8 @@ def _bytes_until_shared(facts: Facts, operand: Operand, part: Mapping[str, int])
 
 def bandwidth_of(facts: Facts, size: float, machine: Machine) -> float:
     """Bytes per cycle of what is read again and again, by its size."""
-    return machine.rate_from(level_of(size, facts.caches, STAYS))
+    level = level_of(size, facts.caches, STAYS)
+    return max(machine.rate_from(level), machine.swept if level == "L3" else 0.0)
 
 
 def _tests(

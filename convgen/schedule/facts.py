@@ -42,6 +42,8 @@ class Operand:
     periods: for loops that move it in an index that comes round again, after how many steps;
     zeros: dimensions outside of which it is 0, and with it what a sum adds;
     near: the extent of the dimension that is contiguous in memory;
+    reached: the share of its elements that some iteration reads, loops that take several steps at
+    once leave the rest out; of whole lines as it lies, and of a copy;
     readers: nests of the kernel that read the buffer or a copy of it;
     copies: output loops along which there is a copy already, with how many steps of each it has
     side by side."""
@@ -66,6 +68,7 @@ class Operand:
     periods: dict[str, int]
     zeros: tuple[Reach, ...]
     near: int
+    reached: tuple[float, float]
     readers: int
     copies: frozenset[tuple[str, int]]
 
@@ -83,7 +86,8 @@ class Operand:
 class Facts:
     """What the score of a candidate needs to know of a nest. order: the reduce loops, the one
     that runs fastest first, windows last; bytes: of what is stored; wide_masks: the mask of a
-    load is a vector."""
+    load is a vector; parting: output loops that move all operands of the sums to other elements,
+    as groups and the items of a batched product do."""
 
     nest: Nest
     operands: tuple[Operand, ...]
@@ -97,6 +101,7 @@ class Facts:
     outputs: dict[str, int]
     reduces: dict[str, int]
     order: tuple[str, ...]
+    parting: frozenset[str]
     bytes: int
     l1: int
     l2: int
@@ -144,11 +149,28 @@ def facts_of(nest: Nest, kernel: Kernel, target: Target) -> Facts:
         outputs=outputs,
         reduces=reduces,
         order=tuple(reversed([*windows, *(n for n in reduces if n not in windows)])),
+        parting=_parting(nest, inside),
         bytes=max((kernel.buffer(s.buffer).dtype.bytes for s in nest.stores), default=4),
         l1=target.l1,
         l2=target.l2,
         l3=target.l3,
     )
+
+
+def _parting(nest: Nest, read: set[Load]) -> frozenset[str]:
+    """The output loops of which each iteration reads other elements of all operands: their steps
+    are longer than all that other loops do to the index."""
+    reach = {n: high - low - 1 for n, (low, high) in loop_ranges(nest).items()}
+    found = {o.name for o in nest.loops if o.reduce is None} if read else set[str]()
+    for load in read:
+        apart: set[str] = set()
+        for place in (in_loops(nest, index) for index in load.index):
+            spans = {n: abs(place.coefficient(n)) * reach.get(n, 0) for n in place.names()}
+            for name in spans.keys() - place.hidden_names():
+                others = sum(span for n, span in spans.items() if n != name)
+                apart |= {name} if abs(place.coefficient(name)) > others else set()
+        found &= apart
+    return frozenset(found)
 
 
 def windows_of(nest: Nest, kernel: Kernel) -> list[str]:
@@ -272,6 +294,7 @@ def _operand(
         periods=_periods(load, nest),
         zeros=_zeros(load, nest, buffer),
         near=_near(buffer),
+        reached=_reached(load, nest, buffer),
         readers=readers[load.buffer],
         copies=frozenset(_copies(load, nest, kernel)),
         hoistable=buffer.role == "input" and not edged and _is_shared(nest, strides),
@@ -281,6 +304,18 @@ def _operand(
 def _near(buffer: Buffer) -> int:
     """The extent of the dimension that is contiguous in memory."""
     return next((buffer.shape[d] for d in reversed(buffer.layout.order) if buffer.shape[d] > 1), 1)
+
+
+def _reached(load: Load, nest: Nest, buffer: Buffer) -> tuple[float, float]:
+    """The share of a buffer that some iteration reads, of whole lines as it lies and of a copy."""
+    extents = {o.name: o.extent for o in nest.loops}
+    shares: list[float] = []
+    for index, size in zip(load.index, buffer.shape, strict=True):
+        place = in_loops(nest, index)
+        steps = math.prod(extents.get(n, size) for n in place.names())
+        shares.append(1.0 if place.hidden_names() else min(1.0, steps / max(1, size)))
+    last = buffer.layout.order[-1:]
+    return math.prod(s for d, s in enumerate(shares) if d not in last), math.prod(shares)
 
 
 def _zeros(load: Load, nest: Nest, buffer: Buffer) -> tuple[Reach, ...]:

@@ -9,7 +9,7 @@ once where it belongs. That pays where the sum of the product is long beside the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 
 from convgen.errors import ScheduleError
@@ -18,6 +18,7 @@ from convgen.ir.nodes import Kernel, Load, Nest
 from convgen.ir.regions import axis_ranges
 from convgen.ir.sums import adds_up
 from convgen.schedule.access import in_loops, strides_of, vector_dtype
+from convgen.schedule.copies import cycles_ahead
 from convgen.schedule.directives import (
     Directive,
     carry,
@@ -121,17 +122,31 @@ def _groups(kernel: Kernel) -> Iterator[_Group]:
         yield _Group(tuple(n.name for n in nests), tuple(loops), elements, elements * summed)
 
 
-def with_reads(facts: Facts, candidate: Candidate, machine: Machine) -> float:
-    """The cycles of a candidate and those in which the operands that it does not copy come once
-    from where they are, where that is no cache of a core's own."""
+def whole_cycles(
+    facts: Facts, candidate: Candidate, machine: Machine, made: Container[str] = ()
+) -> float:
+    """The cycles of a candidate beside another way to compute the same: with its reads, and with
+    what calls add that make their own copies."""
+    return with_reads(facts, candidate, machine, made) + cycles_ahead(facts, candidate, machine)
+
+
+def with_reads(
+    facts: Facts, candidate: Candidate, machine: Machine, made: Container[str] = ()
+) -> float:
+    """The cycles of a candidate and those in which the operands come once from where they are: from
+    beyond a core's own caches, copies that were made ahead from memory; not what was made just
+    before."""
     total = candidate.cycles
     ranges = axis_ranges(facts.nest)
     for operand in facts.operands:
         size = float(operand.elements * operand.bytes)
         level = level_of(size, facts.caches, STAYS)
-        if operand.load.buffer in candidate.packs or level not in ("L3", "memory"):
+        packed = operand.load.buffer in candidate.packs
+        far = ("memory",) * operand.hoistable if packed else ("L3", "memory")
+        if level not in far or operand.load.buffer in made:
             continue
-        total += size * _share_read(operand, ranges) / machine.rate_from(level)
+        share = min(_share_read(operand, ranges), operand.reached[packed])
+        total += size * share / machine.rate_from(level)
     return total
 
 

@@ -26,6 +26,7 @@ class Machine:
     fma_rate, load_rate   the same in vectors of the target, two at most per cycle
     latency     cycles of a dependent multiply-add  gather     cycles per gathered element
     l2, l3, memory   bytes per cycle from each level
+    swept       the same from the third cache, of what a loop reads in order; 0 for no more
     scatter     cycles per element stored or copied with a step
     copy        cycles per element copied in order
     clock       billions of cycles a second, for times that are predicted
@@ -40,6 +41,7 @@ class Machine:
     l2: float = 32.0
     l3: float = 14.0
     memory: float = 6.0
+    swept: float = 0.0
     scatter: float = 1.5
     copy: float = 0.3
     clock: float = 4.0
@@ -54,7 +56,9 @@ class Machine:
 # The first row whose text occurs in the model's own name for itself.
 MACHINES: dict[str, Machine] = {
     "EPYC (family 26": Machine(l3=24.0, memory=10.0),
-    "EPYC (family 25": Machine(fma_bits=512, load_bits=512, l3=10.0, memory=4.0, clock=3.6),
+    "EPYC (family 25": Machine(
+        fma_bits=512, load_bits=512, l3=10.0, memory=4.0, swept=18.0, clock=3.6
+    ),
     "Ryzen (family 25": Machine(fma_bits=512, load_bits=512, l3=12.0, memory=5.0),
     "EPYC": Machine(fma_bits=512, load_bits=512, l3=20.0),
     "Xeon": Machine(l2=48.0, l3=10.0, memory=5.0),

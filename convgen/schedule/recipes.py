@@ -46,7 +46,7 @@ from convgen.schedule.directives.mark import registers_needed
 from convgen.schedule.directives.split import best_cover
 from convgen.schedule.dots import by_rows, is_dot
 from convgen.schedule.facts import Facts, facts_of, windows_of
-from convgen.schedule.folding import fold_instead, folded_sum, with_reads
+from convgen.schedule.folding import fold_instead, folded_sum, whole_cycles
 from convgen.schedule.following import ahead, follow_of, live_when_unrolled, slides_along
 from convgen.schedule.fusion import Fusion, finish_consumer
 from convgen.schedule.groups import through_groups
@@ -169,7 +169,7 @@ class _Recipe:
             for directive in directives:
                 self.add(directive)
             facts = facts_of(self.nest, self.kernel, self.target)
-        self.cycles = with_reads(facts, chosen, machine_of(self.target))
+        self.cycles = whole_cycles(facts, chosen, machine_of(self.target))
         if chosen.vector in facts.reduces:
             self.run_across(chosen, facts)
         else:

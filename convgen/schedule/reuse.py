@@ -47,10 +47,13 @@ def fresh_vectors(
 
 
 def bytes_of_part(facts: Facts, operand: Operand, part: Mapping[str, int]) -> float:
-    """Bytes of the operand that a tile reads in all, its sizes along output loops given."""
+    """Bytes of the operand that a tile reads in all, its sizes along output loops given; loops that
+    part all operands stay where they are while tiles share it."""
     size = float(operand.elements * operand.bytes)
-    for name in part.keys() & operand.strides.keys():
-        size *= min(1.0, (part[name] + _reach(facts, operand, name)) / facts.outputs[name])
+    apart = facts.parting if operand.body else frozenset[str]()
+    for name in (part.keys() | apart) & operand.strides.keys():
+        taken = part.get(name, 1) + _reach(facts, operand, name)
+        size *= min(1.0, taken / facts.outputs[name])
     return size
 
 

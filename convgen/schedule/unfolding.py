@@ -16,11 +16,11 @@ from convgen.affine import Affine
 from convgen.errors import ScheduleError
 from convgen.ir.nodes import Kernel, Nest
 from convgen.schedule.choice import cheapest
-from convgen.schedule.copies import copy_cycles, first_of
 from convgen.schedule.directives import Directive, fuse, reorder, unfold
 from convgen.schedule.directives.base import find_nest
 from convgen.schedule.dots import LONG, dots, score_dot
 from convgen.schedule.facts import Facts, Operand, facts_of
+from convgen.schedule.folding import whole_cycles
 from convgen.schedule.machine import STAYS, Machine, machine_of
 from convgen.schedule.normalize import contiguous_pair
 from convgen.schedule.tiles import Candidate
@@ -31,7 +31,6 @@ SHORT = 4.5  # the same where neither squares nor rows are whole
 ROW = 10  # cycles that each row of a copy takes beside its elements
 PHASE = 40_000  # cycles that one more phase takes
 GAIN = 0.9  # of the cycles that a copy may leave: what it takes is known roughly
-AHEAD = 0.45  # of a copy that is taken to serve many calls: as many are taken to make their own
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ def unfolded(
     machine = machine_of(target)
     extents = {**facts.outputs, **facts.reduces}
     work = math.prod(extents.values()) * facts.operations / facts.lanes / machine.fma_rate
-    least = GAIN * _with_copies(facts, instead, machine)
+    least = GAIN * whole_cycles(facts, instead, machine)
     for copy in (*_for_rows(facts), *_for_maps(facts, instead)):
         copying = copy.cycles(facts, machine)
         large = copy.elements(facts) * copy.operand.bytes > STAYS[2] * facts.l3
@@ -84,16 +83,13 @@ def unfolded(
             best = _of_rows(new, machine)
         elif len(new.outputs) < len(facts.outputs):
             best = cheapest(new, machine)
-        if best is not None and _with_copies(new, best, machine) + copying < least:
+        if best is None:
+            continue
+        made = {b.name for b in after.buffers} - {b.name for b in kernel.buffers}
+        taken = best.cycles if copy.rows else whole_cycles(new, best, machine, made)
+        if taken + copying < least:
             return directives, replace(best, cycles=best.cycles + copying)
     return None
-
-
-def _with_copies(facts: Facts, candidate: Candidate, machine: Machine) -> float:
-    """The cycles of a candidate with a part of those of the copies that may serve many calls."""
-    packed = (o for o in first_of(facts, candidate.packs) if o.hoistable)
-    ahead = sum(copy_cycles(facts, o, candidate, machine) / o.readers for o in packed)
-    return candidate.cycles + AHEAD * ahead
 
 
 def _of_rows(facts: Facts, machine: Machine) -> Candidate | None:

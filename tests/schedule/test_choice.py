@@ -7,15 +7,18 @@ from dataclasses import replace
 import pytest
 from schedule_nests import buffer, kernel, load, nest, var
 
-from convgen.bench.cases import CASES
+from convgen.bench.cases import CASES, Case
 from convgen.ir.nodes import Edge, Kernel, Op
 from convgen.passes.lower import lower
 from convgen.schedule.alike import names_of, renamed, without_names
 from convgen.schedule.bounds import least_cycles
 from convgen.schedule.choice import candidates, cheapest, score_any
-from convgen.schedule.facts import Facts, facts_of
+from convgen.schedule.copies import AHEAD, copy_cycles, cycles_ahead
+from convgen.schedule.cost import bandwidth_of
+from convgen.schedule.facts import Facts, Operand, facts_of
+from convgen.schedule.folding import whole_cycles
 from convgen.schedule.machine import machine_of
-from convgen.schedule.reuse import LINE, PAGE, aliased, new_of_line
+from convgen.schedule.reuse import LINE, PAGE, aliased, bytes_of_part, new_of_line
 from convgen.schedule.tiles import Candidate
 from convgen.target import target
 from convgen.types import f32
@@ -120,3 +123,54 @@ def test_rows_a_power_of_two_apart_share_the_sets_of_a_cache() -> None:
     assert [aliased(even, rows, width) for width in (8, 16, 32)] == [8.0, 1.0, 1.0]
     (others,) = [o for o in odd.operands if o.load.buffer == "dY"]
     assert aliased(odd, others, 8) == 1.0
+
+
+def test_a_sum_reads_from_the_third_cache_as_fast_as_lines_come_in_order() -> None:
+    """Copies, and lines that are not asked for in order, come at the other rate."""
+    where = replace(target("x86-64-v3"), cpu_model="AMD EPYC (family 25, model 17)")
+    machine = machine_of(where)
+    subject = lower(CASES["go3"].program("forward", "nhwc"))
+    facts = facts_of(next(subject.nests()), subject, where)
+    third = facts.l2 + 1
+    assert bandwidth_of(facts, third, machine) == machine.swept > machine.l3
+    assert bandwidth_of(facts, third, replace(machine, swept=0.0)) == machine.l3
+    assert bandwidth_of(facts, 2 * facts.l3, machine) == machine.memory
+    assert bandwidth_of(facts, 1000, machine) == machine.rate_from("L1")
+
+
+def operands_of(case: Case, which: str) -> tuple[Facts, dict[str, Operand]]:
+    subject = lower(case.program(which, "nhwc"))
+    facts = facts_of(next(n for n in subject.nests() if n.reduces), subject, target("x86-64-v3"))
+    return facts, {o.load.buffer: o for o in facts.operands}
+
+
+def test_a_tile_reads_the_filters_of_its_group() -> None:
+    """Others stay where they are while its positions go by; positions are no such loops."""
+    case = Case("groups", 1, 96, 20, 160, 3, 1, 1, groups=8)
+    facts, operands = operands_of(case, "forward")
+    assert facts.parting == {"g"}
+    whole = 160 * 12 * 9 * 4
+    assert bytes_of_part(facts, operands["W"], {"k": 10}) == whole / 16
+    facts, operands = operands_of(replace(case, groups=1), "forward")
+    assert facts.parting == set()
+    assert bytes_of_part(facts, operands["W"], {"k": 80}) == 160 * 96 * 9 * 4 / 2
+
+
+def test_a_piece_reads_its_own_taps() -> None:
+    """Every third row of the taps, of a copy every third of each too."""
+    _, operands = operands_of(Case("pieces", 1, 40, 40, 60, 9, 3, 3), "input")
+    assert operands["W"].reached == pytest.approx((1 / 3, 1 / 9))
+    assert operands["dY"].reached == (1.0, 1.0)
+
+
+def test_another_way_is_taken_beside_copies_of_a_call() -> None:
+    """What many calls share counts in part, and a copy that memory holds comes from there."""
+    facts, operands = operands_of(Case("wide", 1, 500, 20, 600, 9, 1, 1), "forward")
+    machine = machine_of(target("x86-64-v3"))
+    plain = Candidate("k", 16, (("x", (6, 4)),), cycles=1e6)
+    packed = replace(plain, packs=frozenset({"W"}))
+    size, ahead = 600 * 500 * 81 * 4, cycles_ahead(facts, packed, machine)
+    assert cycles_ahead(facts, plain, machine) == 0
+    assert ahead == pytest.approx(AHEAD * copy_cycles(facts, operands["W"], packed, machine))
+    read = whole_cycles(facts, packed, machine) - ahead - packed.cycles
+    assert read >= size / machine.memory

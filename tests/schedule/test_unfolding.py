@@ -12,7 +12,7 @@ from convgen.bench.cases import Case
 from convgen.ir.interpret import difference
 from convgen.ir.nodes import LoopKind
 from convgen.passes.lower import lower
-from convgen.schedule import unfolding
+from convgen.schedule import folding, unfolding
 from convgen.schedule.recipes import default_schedule
 from convgen.schedule.schedule import parse_schedule
 from convgen.target import target
@@ -72,6 +72,7 @@ def test_unfolded_maps_compute_the_same(
 ) -> None:
     monkeypatch.setattr(unfolding, "PHASE", 0)
     monkeypatch.setattr(unfolding, "GAIN", 4.0)
+    monkeypatch.setattr(folding, "GAIN", 0.0)
     case = Case("small", 1, 32, 9, 48, 3, 1, padding)
     subject = lower(case.program(which, "nhwc"))
     schedule = default_schedule(subject, ZEN4)
