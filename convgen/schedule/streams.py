@@ -178,9 +178,9 @@ def _directives(
         yield split(vector, width, "exact" if extent % width == 0 else "peel", nest=name)
         inner, cut = f"{vector}_in", [f"{vector}_out"]
     reduces = [o for o in nest.loops if o.reduce is not None]
-    last = reduces[-1].name
     rows = _rows(nest, kernel, target, vector) if cut and outer else 0
     if rows:
+        last = reduces[-1].name
         yield split(last, rows, nest=name)
         around = [*(o.name for o in reduces[:-1]), f"{last}_out"]
         yield reorder(*outer, *around, *cut, f"{last}_in", inner, nest=name)
