@@ -254,9 +254,9 @@ def _rows(nest: Nest, kernel: Kernel, target: Target, vector: str) -> int:
     """How many rows a long sum walks through from end to end; 0 where it gains nothing by that, or
     where they do not fit evenly. It gains where they come from beyond the second cache, and the
     states of a row leave half of the first one free."""
-    last = [o for o in nest.loops if o.reduce is not None][-1]
     if not _is_long(nest) or len(_leaders(nest)) > 1:
         return 0
+    last = [o for o in nest.loops if o.reduce is not None][-1]
     states = sum(d.bytes for r in nest.reduces for d in r.combiner.dtypes)
     read = {o.buffer: kernel.buffer(o.buffer) for r in nest.reduces for o in loads(r.body)}
     far = any(size_in_elements(b) * b.dtype.bytes > target.l2 for b in read.values())
