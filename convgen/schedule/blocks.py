@@ -22,6 +22,9 @@ TASKS = 8  # shares of the tiles, each with states of its own
 HIDDEN = 0.1  # share of the states' transfers that shows
 LEAST = 12  # iterations of a block, beside which loading and storing the states is little
 CUT = 48  # the same of a part of a loop, which is cut only where that gains much
+KEPT = 0.8  # share of the first cache that stays while a block is swept
+AHEAD = 0.5  # share of the time of a block's lines that shows: others run meanwhile
+APART = 2.0  # times as long as others that lines far apart take from the second cache
 HELD = 0.3  # share of the second cache that a block may take
 
 
@@ -44,7 +47,7 @@ class Blocks:
 def in_blocks(facts: Facts, candidate: Candidate) -> Iterator[Candidate]:
     """A candidate as it would run in blocks: with the whole of the loop inside the tiles where
     others go around, else with the largest parts of it that stay in the first cache and in the
-    second."""
+    second, and with the smallest; in fewer tasks, which share more of what they read, too."""
     if not facts.order:
         return
     inside = facts.order[0]
@@ -55,12 +58,15 @@ def in_blocks(facts: Facts, candidate: Candidate) -> Iterator[Candidate]:
             yield whole
         return
     parts = [n for n in range(extent // 2, CUT - 1, -1) if extent % n == 0]
-    near = (n for n in parts if _stays(facts, candidate, n, FILLED * facts.l1))
-    far = (n for n in reversed(parts) if n >= 2 * CUT)
-    second = (n for n in far if _stays(facts, candidate, n, HELD * facts.l2))
-    for part in dict.fromkeys((next(near, 0), next(second, 0))):
-        if part:
-            yield replace(candidate, block=inside, part=part)
+    for tasks in (0, TASKS // 2):
+        shared = replace(candidate, tasks=tasks)
+        near = (n for n in parts if _stays(facts, shared, n, FILLED * facts.l1))
+        far = (n for n in reversed(parts) if n >= 2 * CUT)
+        second = (n for n in far if _stays(facts, shared, n, HELD * facts.l2))
+        third = (n for n in reversed(parts) if _stays(facts, shared, n, HELD * facts.l2))
+        for part in dict.fromkeys((next(near, 0), next(second, 0), next(third, 0))):
+            if part:
+                yield replace(shared, block=inside, part=part)
 
 
 def _stays(facts: Facts, candidate: Candidate, part: int, limit: float) -> bool:
@@ -92,11 +98,12 @@ def blocks_of(facts: Facts, candidate: Candidate) -> Blocks | None:
         return None
     free = [n for n in (*tile, candidate.vector, *facts.outputs) if n not in far]
     even = (n for n in free if len(tile.get(n, (1,))) == 1)
-    shares = {n: share for n in even if (share := _share(counts[n]))}
+    wanted = candidate.tasks or TASKS
+    shares = {n: share for n in even if (share := _share(counts[n], wanted))}
     if not shares:
         return None
     shared = next(iter(shares))
-    near = [n for n in free if counts[n] > 1]
+    near = list(dict.fromkeys(n for n in free if counts[n] > 1))
     inner = counts | {shared: counts[shared] // shares[shared]}
     if not any(inner[n] > 1 and n not in o.strides for n in (*near, *far) for o in body):
         return None  # what one tile reads alone gains nothing from staying
@@ -106,7 +113,7 @@ def blocks_of(facts: Facts, candidate: Candidate) -> Blocks | None:
         shared,
         shares[shared],
         tuple(n for n in facts.outputs if n in far),
-        tuple(dict.fromkeys(near)),
+        tuple(near),
         math.prod(inner[n] for n in near),
     )
     read = sum(size for _, size in bytes_of_block(facts, found))
@@ -126,9 +133,9 @@ def tiles_along(facts: Facts, candidate: Candidate) -> dict[str, int]:
     return counts | {candidate.vector: facts.outputs[candidate.vector] // candidate.width}
 
 
-def _share(tiles: int) -> int:
-    """The tasks that so many tiles make, equal and not many; 0 where there are none."""
-    wanted = (*range(TASKS, 2 * TASKS + 1), *range(TASKS - 1, TASKS // 2 - 1, -1))
+def _share(tiles: int, least: int) -> int:
+    """The tasks that so many tiles make, equal and about as many; 0 where there are none."""
+    wanted = (*range(least, 2 * least + 1), *range(least - 1, least // 2 - 1, -1))
     return next((n for n in wanted if tiles % n == 0), 0)
 
 
@@ -173,15 +180,16 @@ def streamed_cycles(facts: Facts, candidate: Candidate, machine: Machine) -> flo
     if blocks is None:
         return 0.0
     parts = bytes_of_block(facts, blocks)
-    left = FILLED * facts.l1
+    left = KEPT * facts.l1
     waiting = again = 0.0
     for operand, size in sorted(parts, key=lambda part: part[1]):
         stays = math.prod(facts.outputs[n] for n in blocks.far if n not in operand.strides)
         level = level_of(operand.elements * operand.bytes, facts.caches, STAYS)
-        waiting += size / machine.rate_from(level) / stays
+        waiting += AHEAD * size / machine.rate_from(level) / stays
         left -= size * _sets(facts, operand, blocks)
         if left < 0:
-            again += _fresh_lines(operand, candidate) / machine.l2
+            apart = APART if blocks.part < facts.reduces[blocks.inside] else 1.0
+            again += apart * _fresh_lines(operand, candidate) / machine.l2
     return waiting / (blocks.tiles * blocks.part) + again
 
 

@@ -12,7 +12,7 @@ from convgen.ir.layout import size_in_elements
 from convgen.ir.nodes import Expr, Kernel, Load, Loop, LoopKind, Nest
 from convgen.ir.regions import loop_extent
 from convgen.ir.visit import map_expr, map_nest_exprs
-from convgen.schedule.access import around_tiles, loads_of, tile_loops
+from convgen.schedule.access import around_tiles, loads_of, tile_loops, trips
 from convgen.schedule.across import score_across
 from convgen.schedule.copies import copy_cycles
 from convgen.schedule.cost import TileCycles, nest_cycles, tiling_of
@@ -150,7 +150,9 @@ def _candidate_of(nest: Nest, facts: Facts, sources: Mapping[str, str]) -> Candi
     block = _axis_of(nest, summed[-1].name)
     whole = any(o.segments for o in summed)  # its edges run apart
     part = facts.reduces[block] if whole else math.prod(o.extent for o in summed)
-    return replace(chosen, block=block, part=min(part, facts.reduces[block]))
+    shared = [o for o in nest.loops if o.reduce is None and trips(o) > 1]
+    tasks = trips(shared[0]) if shared else 0
+    return replace(chosen, block=block, part=min(part, facts.reduces[block]), tasks=tasks)
 
 
 def _axis_of(nest: Nest, name: str) -> str:

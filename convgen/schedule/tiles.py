@@ -24,7 +24,8 @@ WHOLE = 2  # short loops that a tile takes as a whole beside parts of another
 class Candidate:
     """A choice: the vector loop ("" for none) and how much of it a tile takes; the other loops of
     the tile with the sizes that cover them; the buffers to pack; the reduce loop of which a part
-    runs inside the tiles, the rest and the others around them ("": all run inside)."""
+    runs inside the tiles, the rest and the others around them ("": all run inside); how many tasks
+    share them then, at least (0: as many as usual)."""
 
     vector: str = ""
     width: int = 1
@@ -32,6 +33,7 @@ class Candidate:
     packs: frozenset[str] = frozenset()
     block: str = ""
     part: int = 0
+    tasks: int = 0
     cycles: float = math.inf
 
 

@@ -184,6 +184,20 @@ def test_far_rows_share_sets_of_the_first_cache() -> None:
     assert waited(256) > waited(288) + 1
 
 
+def test_fewer_tasks_share_more_of_a_block() -> None:
+    """Rows of dY come once for each task, and each tile of a task sweeps them once."""
+    machine = target("x86-64-v3")
+    subject = products(3136, 256, 64)
+    facts = facts_of(next(subject.nests()), subject, machine)
+    usual = Candidate("c", 8, (("k", (6, 5)),), block="p", part=49)
+    few = replace(usual, tasks=4)
+    ways = [blocks_of(facts, one) for one in (usual, few)]
+    assert [(w.tasks, w.tiles) for w in ways if w] == [(8, 43), (4, 2 * 43)]
+    waited = [streamed_cycles(facts, one, machine_of(machine)) for one in (usual, few)]
+    assert waited[0] > 1.15 * waited[1]
+    assert any(c.tasks == 4 and c.block for c in candidates(facts))
+
+
 def test_edges_along_a_loop() -> None:
     subject = gradient(32, 16, 13, 2)
     (body,) = subject.nests()
