@@ -25,6 +25,7 @@ from convgen.schedule.access import (
 from convgen.schedule.across import good_divisor, in_memory_order, rows_of
 from convgen.schedule.blocks import blocks_of, edges_along
 from convgen.schedule.choice import cheapest
+from convgen.schedule.collecting import summed_first
 from convgen.schedule.cost import is_long, weight
 from convgen.schedule.directives import (
     Directive,
@@ -46,7 +47,7 @@ from convgen.schedule.directives.mark import registers_needed
 from convgen.schedule.directives.split import best_cover
 from convgen.schedule.dots import by_rows, is_dot
 from convgen.schedule.facts import Facts, facts_of, windows_of
-from convgen.schedule.folding import fold_instead, folded_sum, whole_cycles
+from convgen.schedule.folding import folded_sum, whole_cycles
 from convgen.schedule.following import ahead, follow_of, live_when_unrolled, slides_along
 from convgen.schedule.fusion import Fusion, finish_consumer
 from convgen.schedule.groups import through_groups
@@ -86,7 +87,7 @@ def default_schedule(
     first: list[Directive] = []
     if not ranks:
         cycles = {recipe.title: recipe.cycles for recipe in found}
-        first = fold_instead(kernel, target, cycles, cheapest)
+        first = summed_first(kernel, target, cycles, cheapest)
     if not ranks and not first and found:
         first = parts_instead(
             kernel, target, found[-1].kernel, lambda k: _run_recipes(k, target, {})[-1].kernel

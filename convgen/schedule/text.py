@@ -30,6 +30,7 @@ _TABLE: dict[str, Callable[..., Directive]] = {
     "pack": directives.pack,
     "unfold": directives.unfold,
     "fold": directives.fold,
+    "collect": directives.collect,
     "compute_at": directives.compute_at,
     "inline": directives.inline,
     "join": directives.join,

@@ -159,6 +159,7 @@ def random_directive(subject: Kernel, chance: random.Random) -> d.Directive:
         ),
         d.unfold(source, *chance.sample(moving, len(moving))),
         d.fold(*chance.sample(loops, chance.randint(1, min(2, len(loops))))),
+        d.collect(*chance.sample(loops, chance.randint(1, min(2, len(loops))))),
         d.compute_at(source, pick),
         d.inline(source),
     ]

@@ -35,6 +35,7 @@ directive = st.one_of(
     ),
     st.builds(lambda b, a, n: d.unfold(b, *a, nest=n), names, st.lists(names, max_size=3), nests),
     st.builds(lambda a, n: d.fold(*a, nest=n), st.lists(names, max_size=3), nests),
+    st.builds(lambda a, n: d.collect(*a, nest=n), st.lists(names, max_size=3), nests),
     st.builds(d.compute_at, names, names, nest=nests),
     st.builds(d.inline, names, nest=nests),
 )
@@ -61,8 +62,8 @@ def test_the_example_of_the_manual() -> None:
         (
             "spilt(x, 4)",
             "spilt(x, 4): this is not a schedule; expected one of split cover peel reorder fuse "
-            "reverse unroll vectorize parallel carry rfactor pack unfold fold compute_at inline "
-            "join partial, "
+            "reverse unroll vectorize parallel carry rfactor pack unfold fold collect compute_at "
+            "inline join partial, "
             "got 'spilt'; try split(x, 4); vectorize(x_in)",
         ),
         ("split(x, 4", "expected ',', got the end"),

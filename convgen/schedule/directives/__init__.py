@@ -2,10 +2,11 @@
 
 One file per family: split (split, cover, peel), order (reorder, fuse, reverse), mark (unroll,
 vectorize, parallel, carry, rfactor), pack (pack), unfold (unfold), fold (fold),
-stage (compute_at, inline), together (join), partial (partial).
+collect (collect), stage (compute_at, inline), together (join), partial (partial).
 """
 
 from convgen.schedule.directives.base import Directive
+from convgen.schedule.directives.collect import Collect, collect
 from convgen.schedule.directives.fold import Fold, fold
 from convgen.schedule.directives.mark import (
     Carry,
@@ -29,6 +30,7 @@ from convgen.schedule.directives.unfold import Unfold, unfold
 
 __all__ = [
     "Carry",
+    "Collect",
     "ComputeAt",
     "Cover",
     "Directive",
@@ -48,6 +50,7 @@ __all__ = [
     "Unroll",
     "Vectorize",
     "carry",
+    "collect",
     "compute_at",
     "cover",
     "fold",

@@ -11,6 +11,7 @@ from convgen.ir.layout import size_in_elements
 from convgen.ir.nodes import (
     Buffer,
     Edge,
+    Expr,
     Kernel,
     Layout,
     Load,
@@ -75,7 +76,7 @@ class Fold(Directive):
                 got=", ".join(marked) or nest.name,
             )
         pair = factors_of(nest)
-        if pair is None or any(e and not _commutes(e) for o in pair for e in o.edges):
+        if pair is None or any(e and not commutes(e) for o in pair for e in o.edges):
             self.refuse(
                 nest,
                 f"{nest.name} is not one sum of products of two operands, 0 or nothing outside",
@@ -99,25 +100,9 @@ class Fold(Directive):
         columns, product, read = self._columns(nest, kernel, pair)
         found = _existing(kernel, columns, product)
         if found is None:
-            place = next(
-                i
-                for i, p in enumerate(kernel.phases)
-                if isinstance(p.body, tuple) and any(n.name == nest.name for n in p.body)
-            )
-            phase = Phase(product.name, (product,))
-            phases = (*kernel.phases[:place], phase, *kernel.phases[place:])
-            kernel = replace(kernel, buffers=(*kernel.buffers, columns), phases=phases)
+            kernel = before(kernel, nest, columns, product)
         body = replace(read, buffer=found or columns.name)
-        gone = {name: Affine() for name in self.loops}
-        [reduce] = nest.reduces
-        after = replace(
-            nest,
-            loops=tuple(o for o in nest.loops if o.name not in self.loops),
-            axes=tuple(a for a in nest.axes if a[0] not in self.loops),
-            ranges=tuple(r for r in nest.ranges if r[0] not in self.loops),
-            reduces=(replace(reduce, body=body, position=reduce.position.substitute(gone)),),
-        )
-        return replace_nest(kernel, nest.name, after)
+        return replace_nest(kernel, nest.name, without_loops(nest, self.loops, body))
 
     def _columns(
         self, nest: Nest, kernel: Kernel, pair: tuple[Load, Load]
@@ -170,6 +155,31 @@ class Fold(Directive):
 def fold(*loops: str, nest: str = "") -> Fold:
     """See Fold."""
     return Fold(tuple(loops), nest=nest)
+
+
+def before(kernel: Kernel, nest: Nest, result: Buffer, made: Nest) -> Kernel:
+    """The kernel with a nest in front of another, and the buffer that it writes."""
+    place = next(
+        i
+        for i, p in enumerate(kernel.phases)
+        if isinstance(p.body, tuple) and any(n.name == nest.name for n in p.body)
+    )
+    phase = Phase(made.name, (made,))
+    phases = (*kernel.phases[:place], phase, *kernel.phases[place:])
+    return replace(kernel, buffers=(*kernel.buffers, result), phases=phases)
+
+
+def without_loops(nest: Nest, loops: Sequence[str], body: Expr) -> Nest:
+    """The nest with another body, over fewer loops."""
+    gone = {name: Affine() for name in loops}
+    [reduce] = nest.reduces
+    return replace(
+        nest,
+        loops=tuple(o for o in nest.loops if o.name not in loops),
+        axes=tuple(a for a in nest.axes if a[0] not in loops),
+        ranges=tuple(r for r in nest.ranges if r[0] not in loops),
+        reduces=(replace(reduce, body=body, position=reduce.position.substitute(gone)),),
+    )
 
 
 def factors_of(nest: Nest) -> tuple[Load, Load] | None:
@@ -229,7 +239,7 @@ def dims_of(load: Load, loops: Sequence[str], nest: Nest, kernel: Kernel) -> Ite
             yield [(index, size, edge)]
 
 
-def _commutes(edge: Edge) -> bool:
+def commutes(edge: Edge) -> bool:
     """True where a product of what lies outside is the product's own edge."""
     return edge.kind not in ("constant", "halo") and edge.value is None
 
