@@ -29,8 +29,8 @@ def moved_twice(channels: int = 64) -> Kernel:
     return lower(
         parse(f"""program moved_twice
 tensor A: f32[2, {channels}, 32, 48]
-tensor dY: f32[2, 9, 9, 32, 48]
-dB[n, c, h, w] = sum(i, j: dY{{., ., ., zero, zero}}[n, i, j, h + 4 - i, w + 4 - j] * A{{., ., zero, zero}}[n, c, h + 4 - i, w + 4 - j])   for h < 32, w < 48
+tensor dY: f32[2, 11, 11, 32, 48]
+dB[n, c, h, w] = sum(i, j: dY{{., ., ., zero, zero}}[n, i, j, h + 5 - i, w + 5 - j] * A{{., ., zero, zero}}[n, c, h + 5 - i, w + 5 - j])   for h < 32, w < 48
 """)  # noqa: E501
     )
 
