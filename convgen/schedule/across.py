@@ -13,11 +13,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from convgen.schedule.copies import REUSED, pack_cycles
-from convgen.schedule.cost import OVERLAP, bandwidth_of, gather_cost, idle_share, share_run
+from convgen.schedule.cost import (
+    OVERLAP,
+    bandwidth_of,
+    gather_cost,
+    idle_share,
+    is_apart,
+    share_run,
+)
 from convgen.schedule.dots import is_dot, score_dot
 from convgen.schedule.facts import Facts, Operand, axis_of
 from convgen.schedule.machine import Machine
-from convgen.schedule.reuse import LINE
 from convgen.schedule.tiles import Candidate, chunks_of, heights
 
 TURNED = 5.0  # loads that the shuffles of a transposed vector take the time of
@@ -120,7 +126,7 @@ def score_across(facts: Facts, candidate: Candidate, machine: Machine) -> Candid
         fetched += times * (1 + gather)
         work += 3.0 * bool(operand.edged or operand.omits)
         size = operand.elements * operand.bytes
-        far = size > facts.l2
+        far = size > facts.l2 and _is_shared(facts, operand, candidate.vector)
         apart = far and is_apart(operand, candidate.vector)
         if candidate.tile or far:
             moved = facts.lanes * operand.bytes / bandwidth_of(facts, size, machine)
@@ -140,11 +146,11 @@ def score_across(facts: Facts, candidate: Candidate, machine: Machine) -> Candid
     return replace(candidate, packs=frozenset(packs), cycles=cycles)
 
 
-def is_apart(operand: Operand, vector: str) -> bool:
-    """True for an operand whose neighbours along a loop are lines apart: nothing fetches them
-    ahead."""
-    stride = operand.strides.get(vector, 0)
-    return stride is None or abs(stride) * operand.bytes >= LINE
+def _is_shared(facts: Facts, operand: Operand, vector: str) -> bool:
+    """True for an operand whose way from far away counts: not where every output has elements of
+    its own, which come once whatever the tiles are."""
+    alone = all(n in operand.strides for n, e in facts.outputs.items() if e > 1)
+    return is_dot(facts, vector) or is_apart(operand, vector) or not alone
 
 
 def _gather(facts: Facts, operand: Operand, candidate: Candidate, machine: Machine) -> float:

@@ -6,7 +6,7 @@ import math
 
 from convgen.schedule.facts import Facts, Operand
 from convgen.schedule.machine import FILLED, Machine
-from convgen.schedule.reuse import LINE
+from convgen.schedule.reuse import LINE, share_of_sets
 from convgen.schedule.tiles import Candidate
 
 AHEAD = 0.35  # of a copy that is taken to serve many calls: as many are taken to make their own
@@ -15,7 +15,7 @@ REUSED = 16  # uses of an element in a call from which its copy is taken to serv
 
 def pack_choices(facts: Facts, candidate: Candidate) -> list[frozenset[str]]:
     """Nothing; the buffers that are strided along the vector loop; those that meet edges too; those
-    whose lines a tile uses in part too."""
+    whose lines a tile uses in part too, or whose rows meet in a few sets of a cache."""
     partial: set[str] = set()
     strided: set[str] = set()
     edged: set[str] = set()
@@ -29,7 +29,9 @@ def pack_choices(facts: Facts, candidate: Candidate) -> list[frozenset[str]]:
         if operand.packable and (helps or tested):
             strided |= {operand.load.buffer} if helps else set()
             edged |= {operand.load.buffer} if tested else set()
-        elif operand.packable and _is_partial(facts, operand, candidate):
+        elif operand.packable and (
+            _is_partial(facts, operand, candidate) or _is_crowded(facts, operand, candidate)
+        ):
             partial.add(operand.load.buffer)
     choices = [set[str](), strided, strided | edged, strided | edged | partial]
     return list(dict.fromkeys(map(frozenset, choices)))
@@ -46,6 +48,12 @@ def _is_partial(facts: Facts, operand: Operand, candidate: Candidate) -> bool:
         and facts.outputs[name] % max(sizes) == 0
         for name, sizes in candidate.tile
     )
+
+
+def _is_crowded(facts: Facts, operand: Operand, candidate: Candidate) -> bool:
+    """True for an operand whose runs along the vector loop meet in a few sets of a cache."""
+    along = operand.strides.get(candidate.vector) == 1
+    return along and share_of_sets(facts, operand, candidate.width) < 1.0
 
 
 def first_of(facts: Facts, packs: frozenset[str]) -> list[Operand]:

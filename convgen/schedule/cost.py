@@ -17,9 +17,9 @@ from convgen.schedule.facts import Facts, Operand
 from convgen.schedule.machine import STAYS, Machine, level_of, rates_for
 from convgen.schedule.peeling import share_at_edges
 from convgen.schedule.reuse import (
+    L1_WAYS,
     LINE,
     PAGE,
-    aliased,
     brought_with,
     bytes_of_part,
     came_along,
@@ -30,6 +30,7 @@ from convgen.schedule.reuse import (
     is_read_once,
     new_of_line,
     share_distinct,
+    share_of_sets,
     torn,
 )
 from convgen.schedule.sharing import is_crowded, share_of_loads, share_outside, turn_cycles
@@ -37,11 +38,11 @@ from convgen.schedule.skipping import LONG, share_inside
 from convgen.schedule.tiles import Candidate, chunks_of, is_masked, mean_height, run_of, tile_count
 
 # Weights that no machine differs in.
+ROWS_APART = 2.0  # times as long as rows one after another take what comes from far side by side
 OVERLAP = 0.08  # share of the hidden work that still shows
 WORTH_SHARING = 50_000  # cycles below which one worker is enough
 FAR = 4.0  # cycles of a store to a page of its own; half of it to a line
 CODE = 5e-4  # what a statement of the tile adds: equal candidates are told apart by size
-L1_WAYS = 8
 SHUFFLED = 1 / 3  # of an operation: three ports take multiply-adds and shuffles, one of them both
 DOUBT = 1.025  # blocks are taken where they are clearly better
 STARTED = 8  # cycles of the loops around a tile, for each tile
@@ -243,6 +244,7 @@ def tile_cycles(
             step = operand.strides.get(facts.order[0], 0)
             if not packed and rate < machine.l2:
                 rate /= brought_with(step, candidate.width, operand.bytes)
+                rate /= ROWS_APART if is_apart(operand, candidate.vector) else 1.0
             fresh = fresh_vectors(facts, operand, candidate.vector, candidate.width, tile)
             if is_read_once(facts, operand):
                 fresh = shared * math.prod(tile[name] for name in along)
@@ -259,6 +261,13 @@ def tile_cycles(
     latency = machine.latency * facts.states if facts.states else 0.0
     done, loaded = work / machine.fma_rate, fetched / machine.load_rate
     return TileCycles(done, loaded, latency, streamed, 0.0 if written_out else turn)
+
+
+def is_apart(operand: Operand, vector: str) -> bool:
+    """True for an operand whose neighbours along a loop are lines apart: nothing fetches them
+    ahead."""
+    stride = operand.strides.get(vector, 0)
+    return stride is None or abs(stride) * operand.bytes >= LINE
 
 
 def gather_cost(facts: Facts, stride: int | None, machine: Machine) -> float:
@@ -300,10 +309,11 @@ def _bandwidth(facts: Facts, operand: Operand, candidate: Candidate, machine: Ma
     size = min(bytes_of_part(facts, operand, part), _bytes_until_shared(facts, operand, part))
     packed = operand.load.buffer in candidate.packs
     size *= operand.reached[packed]
+    sets = 1.0
     if not packed:
         size *= torn(facts, operand, part, candidate.vector)
-        size *= aliased(facts, operand, candidate.width)
-    return bandwidth_of(facts, size, machine)
+        sets = share_of_sets(facts, operand, candidate.width)
+    return bandwidth_of(facts, size, machine, sets)
 
 
 def _bytes_until_shared(facts: Facts, operand: Operand, part: Mapping[str, int]) -> float:
@@ -321,10 +331,13 @@ def _bytes_until_shared(facts: Facts, operand: Operand, part: Mapping[str, int])
     return bytes_of_part(facts, operand, outside)
 
 
-def bandwidth_of(facts: Facts, size: float, machine: Machine) -> float:
-    """Bytes per cycle of what is read again and again, by its size."""
-    level = level_of(size, facts.caches, STAYS)
-    return max(machine.rate_from(level), machine.swept if level == "L3" else 0.0)
+def bandwidth_of(facts: Facts, size: float, machine: Machine, sets: float = 1.0) -> float:
+    """Bytes per cycle of what is read again and again, by its size and the share of the sets of a
+    core's own caches that it lies in."""
+    caches = (sets * facts.l1, sets * facts.l2, facts.l3)
+    level = level_of(size, caches, STAYS)
+    swept = machine.swept if sets == 1.0 else 0.0  # rows far apart are not read in order
+    return max(machine.rate_from(level), swept if level == "L3" else 0.0)
 
 
 def _tests(

@@ -93,7 +93,9 @@ def rates_for(machine: Machine, width: int, lanes: int) -> Machine:
     )
 
 
-def level_of(size: float, caches: Sequence[int], shares: Sequence[float] = (1.0, 1.0, 1.0)) -> str:
+def level_of(
+    size: float, caches: Sequence[float], shares: Sequence[float] = (1.0, 1.0, 1.0)
+) -> str:
     """The first level that holds so many bytes in its share of a cache."""
     for level, cache, share in zip(LEVELS, caches, shares, strict=False):
         if size <= share * cache:

@@ -9,6 +9,7 @@ from convgen.schedule.facts import Facts, Operand
 from convgen.schedule.machine import STAYS
 
 LONG = 16  # iterations of a reduce loop that is no window
+L1_WAYS = 8  # lines that a set of the first cache holds
 LINE, PAGE = 64, 4096  # bytes of a cache line, of a page (and of one way of the first cache)
 
 
@@ -128,13 +129,25 @@ def new_of_line(facts: Facts, operand: Operand, lines: float) -> float:
     return LINE
 
 
+def share_of_sets(facts: Facts, operand: Operand, width: int) -> float:
+    """The share of a cache's sets that the runs of a vector operand lie in which the reduce loops
+    walk: runs some power of two apart meet in a few. Half of them counts as all: caches are taken
+    to be filled in part."""
+    run = -(-width * operand.bytes // LINE) * LINE
+    moving = [n for n, e in facts.reduces.items() if e > 1 and operand.strides.get(n)]
+    steps = [abs(operand.strides[n] or 0) * operand.bytes for n in moving]
+    share = run / math.gcd(PAGE, *steps) if steps else 1.0
+    rows = math.prod(facts.reduces[n] for n in moving)
+    few = rows * run <= L1_WAYS * share * PAGE  # lines, to the sets they meet in
+    return 1.0 if few or share >= 0.5 else share
+
+
 def aliased(facts: Facts, operand: Operand, width: int) -> float:
-    """How much more of a cache an operand takes along the fastest loop than its size, where a part
-    of a line waits for the rest to be wanted: lines far apart fill the same sets."""
-    pitch = abs(operand.strides.get(facts.order[0]) or 0) * operand.bytes
-    if not pitch or width * operand.bytes >= LINE:
+    """How much more of a cache an operand takes than its size, where a part of a line waits for the
+    rest to be wanted."""
+    if width * operand.bytes >= LINE:
         return 1.0
-    return max(1.0, math.gcd(PAGE, pitch) / LINE)
+    return 1 / share_of_sets(facts, operand, width)
 
 
 def torn(facts: Facts, operand: Operand, part: Mapping[str, int], vector: str) -> float:

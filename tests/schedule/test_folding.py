@@ -173,3 +173,10 @@ def test_sums_of_nothing_are_scheduled(sizes: dict[str, tuple[int, ...]]) -> Non
     program = parse("dX[n, u, c] = sum(k, r: dY[n, u - r + 1, k] * W[k, c, r]) for u < 9", **shapes)
     kernel = lower(program)
     assert "fold" not in str(default_schedule(kernel, target("x86-64-v3")))
+
+
+@pytest.mark.parametrize("size", [3, 100, 1_000_000])
+def test_a_product_that_is_one_number_is_not_folded(size: int) -> None:
+    program = parse("y[] = sum(k: A[k] * x[k])", A=(size,), x=(size,))
+    schedule = default_schedule(lower(program), target("x86-64-v3"))
+    assert "fold" not in str(schedule)

@@ -93,6 +93,13 @@ class Fold(Directive):
                 )
         if not self.loops:
             self.refuse(nest, "no loop is summed over first", expected="a loop that is", got="none")
+        if all(index.single in self.loops for load in pair for index in load.index):
+            self.refuse(
+                nest,
+                "the product is a single number",
+                expected="operands with a dimension that is not summed over first",
+                got=", ".join(self.loops),
+            )
 
     def rewrite(self, nest: Nest, kernel: Kernel, target: Target) -> Kernel:
         pair = factors_of(nest)

@@ -1,0 +1,49 @@
+"""Plain linear algebra and statistics: what the recipes choose for formulas that are no layers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from convgen.ir.interpret import difference
+from convgen.ir.nodes import Kernel
+from convgen.passes.lower import lower
+from convgen.schedule.facts import facts_of
+from convgen.schedule.recipes import default_schedule
+from convgen.schedule.reuse import share_of_sets
+from convgen.symbolic.parse import parse
+from convgen.target import target
+
+ZEN4 = replace(target("x86-64-v3"), cpu_model="AMD EPYC (family 25, model 17)")
+
+
+def matmul(size: int) -> Kernel:
+    text = "C[i, j] = sum(k: A[i, k] * B[k, j])"
+    return lower(parse(text, A=(size, size), B=(size, size)))
+
+
+@pytest.mark.parametrize(("size", "packs"), [(64, False), (1024, True), (2048, True)])
+def test_rows_that_meet_in_a_few_sets_are_packed(size: int, packs: bool) -> None:
+    """Columns of B in rows of a whole page each fill one set of the first cache."""
+    assert ("pack(B" in str(default_schedule(matmul(size), ZEN4))) is packs
+
+
+@pytest.mark.parametrize(
+    ("size", "width", "share"), [(1024, 16, 1 / 64), (256, 16, 1 / 16), (1000, 16, 1.0)]
+)
+def test_the_sets_of_a_pitch(size: int, width: int, share: float) -> None:
+    subject = matmul(size)
+    facts = facts_of(next(iter(subject.nests())), subject, ZEN4)
+    b = next(o for o in facts.operands if o.load.buffer == "B")
+    assert share_of_sets(facts, b, width) == share
+
+
+@pytest.mark.parametrize("reduction", ["sum", "max"])
+def test_rows_are_summed_along_and_not_side_by_side(reduction: str) -> None:
+    """Lanes of one row each would take what comes from far in two dozen places."""
+    subject = lower(parse(f"y[i] = {reduction}(k: A[i, k])", A=(4096, 1000)))
+    text = str(default_schedule(subject, ZEN4))
+    assert "rfactor(k_in)" in text and "strided" not in text
+    small = lower(parse(f"y[i] = {reduction}(k: A[i, k])", A=(5, 70)))
+    assert not difference(small, default_schedule(small, ZEN4).apply(small, ZEN4))
