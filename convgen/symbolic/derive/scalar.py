@@ -4,19 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import sympy
 from sympy import Dummy, Expr, Integer
 
 from convgen.affine import Affine
 from convgen.symbolic.expr import Access, Result, Size, affine_body
-from convgen.symbolic.functions import less, logical_or, normalize, relu, select, step
+from convgen.symbolic.functions import (
+    equal,
+    less,
+    less_equal,
+    logical_and,
+    logical_or,
+    normalize,
+    relu,
+    select,
+    step,
+)
 
 
 def exchange(body: Expr, mapping: Mapping[Any, Any]) -> Expr:
     """The body with atoms or subexpressions replaced, all at once."""
     return body.xreplace(mapping) if mapping else body  # type: ignore[return-value]
+
+
+class _power(sympy.Function):
+    """x**y of a variable y. sympy's own derivative divides by x; here, as in torch, x**y is
+    constant along x where y is 0, and along y where x is 0."""
+
+    nargs = 2
+
+    def fdiff(self, argindex: int = 1) -> Expr:
+        x, y = cast("tuple[Expr, Expr]", self.args)
+        if argindex == 1:
+            return select(equal(y, 0), 0, y * x ** (y - 1))  # type: ignore[return-value]
+        along = x**y * sympy.log(x)
+        if x.is_positive:
+            return along
+        return select(logical_and(equal(x, 0), less_equal(0, y)), 0, along)  # type: ignore[return-value]
+
+
+def _is_variable_power(body: Any) -> bool:
+    return isinstance(body, sympy.Pow) and not (body.exp.is_number or body.base.is_number)
 
 
 @lru_cache(maxsize=16384)
@@ -37,7 +67,9 @@ def derivative(body: Expr, atom: Expr) -> Expr:
         if not any(a.has(atom) for a in rest):
             return sympy.Mul(*rest)
     plain = Dummy("x", real=True)
-    found = exchange(body, {atom: plain}).diff(plain)
+    found: Any = exchange(body, {atom: plain})
+    found = found.replace(_is_variable_power, lambda p: _power(*p.args)).diff(plain)
+    found = found.replace(_power, sympy.Pow)
     return normalize(exchange(found, {plain: atom}))
 
 
