@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 import struct
 import tempfile
 import time
@@ -83,22 +84,32 @@ def _sources(folder: str) -> list[str]:
 
 def folder() -> Path | None:
     """The cache folder, made if need be; None when the cache is off or the folder cannot be
-    trusted: not a folder, not the user's own, or open to others and not to be closed.
+    trusted: not a folder, not the user's own, or open to others and not to be closed. A folder that
+    others may enter has other uses (/tmp): the cache is a closed folder in it.
     """
     if not knobs.CACHE.value:
         return None
     chosen = knobs.CACHE_DIR.value or Path(platformdirs.user_cache_dir("convgen"))
     try:
         chosen.mkdir(mode=0o700, parents=True, exist_ok=True)
-        facts = chosen.stat()
-        if hasattr(os, "getuid"):
-            if facts.st_uid != os.getuid():
-                return None
-            if facts.st_mode & 0o077:
-                chosen.chmod(0o700)
+        return _closed(chosen) if hasattr(os, "getuid") else chosen
     except OSError:
         return None
-    return chosen if chosen.is_dir() else None
+
+
+def _closed(place: Path) -> Path | None:
+    """The folder, or one in it where others may enter the folder itself; None where that is not the
+    user's own."""
+    facts = place.stat()
+    if facts.st_mode & 0o077:
+        place = place / "convgen"
+        place.mkdir(mode=0o700, exist_ok=True)
+        facts = place.lstat()  # a link could lead anywhere
+    if facts.st_uid != os.getuid() or not stat.S_ISDIR(facts.st_mode):
+        return None
+    if facts.st_mode & 0o077:
+        place.chmod(0o700)
+    return place
 
 
 def load(key: str, suffix: str = _SUFFIX) -> Record | None:

@@ -83,9 +83,18 @@ def test_a_record_under_another_name_is_not_taken() -> None:
     assert cache.load(other) is None
 
 
-def test_a_folder_open_to_others_is_closed() -> None:
-    folder().chmod(0o777)
-    assert stat.S_IMODE(folder().stat().st_mode) == 0o700
+def test_a_folder_open_to_others_is_left_as_it_is(tmp_path: Path) -> None:
+    """It may be /tmp: the cache is a closed folder in it, never a link to somewhere else."""
+    outer = folder()
+    outer.chmod(0o777)
+    assert folder() == outer / "convgen" and stat.S_IMODE(outer.stat().st_mode) == 0o777
+    for _ in range(2):
+        assert stat.S_IMODE(folder().stat().st_mode) == 0o700
+        folder().chmod(0o755)
+    assert cache.store("a", RECORD) and cache.load("a") == RECORD
+    folder().rename(tmp_path / "elsewhere")
+    (outer / "convgen").symlink_to(tmp_path / "elsewhere")
+    assert cache.folder() is None
 
 
 @pytest.mark.skipif(os.name != "posix" or os.getuid() != 0, reason="needs to change the owner")
