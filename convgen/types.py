@@ -59,15 +59,18 @@ DTYPES: dict[str, DType] = {d.name: d for d in (f32, f64, i32, i64, u8, u16, u32
 _BY_NUMPY: dict[str, DType] = {d.numpy_name: d for d in DTYPES.values()}
 
 
-def dtype_of(value: DType | str) -> DType:
-    """The DType that a name ("f32", "float32") or a DType means.
+def dtype_of(value: object) -> DType:
+    """The DType that a name ("f32", "float32"), a DType, or a NumPy dtype or scalar type means.
 
     >>> dtype_of("float64")
     f64
     """
     if isinstance(value, DType):
         return value
-    found = DTYPES.get(value) or _BY_NUMPY.get(value)
+    # np.dtype("float32").name and np.float32.__name__ are both "float32".
+    name = value if isinstance(value, str) else getattr(value, "name", None)
+    name = str(name or getattr(value, "__name__", ""))
+    found = DTYPES.get(name) or _BY_NUMPY.get(name)
     if found is None:
         raise FormulaError(
             f"unknown dtype {value!r}", expected="one of " + " ".join(DTYPES), got=repr(value)

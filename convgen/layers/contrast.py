@@ -10,9 +10,8 @@ import sympy
 
 from convgen.errors import ShapeError
 from convgen.layers.base import Layer, Shape, expect_rank
-from convgen.layers.elementwise import number
 from convgen.symbolic import dsl
-from convgen.symbolic.functions import less, maximum, select
+from convgen.symbolic.functions import exact, less, maximum, select
 from convgen.symbolic.program import Program
 from convgen.types import DType, f32
 
@@ -81,7 +80,7 @@ class LocalContrastNorm(Layer):
         spread = power[n, y, x]
         sigma = dsl.define("sigma", [n, y, x], select(less(0, spread), sympy.sqrt(spread), 0))
         if self.c is not None:
-            level: Any = number(self.c)
+            level: Any = exact(self.c)
         else:
             count = max(shape[2] * shape[3], 1)
             level = dsl.define("level", [n], dsl.sum_over([y, x], sigma[n, y, x]) / count)[n]
@@ -112,8 +111,8 @@ class LocalResponseNorm(Layer):
         total = dsl.sum_over([j], around**2, extents={j: self.size})
         extents = {n: shape[0], c: shape[1]}
         scale = dsl.define(
-            "S", [n, c, *spots], number(self.k) + number(self.alpha) / self.size * total,
+            "S", [n, c, *spots], exact(self.k) + exact(self.alpha) / self.size * total,
             extents=extents,
         )  # fmt: skip
-        body = x[(n, c, *spots)] * scale[(n, c, *spots)] ** -number(self.beta)
+        body = x[(n, c, *spots)] * scale[(n, c, *spots)] ** -exact(self.beta)
         return dsl.define("Y", [n, c, *spots], body, name="local_response_norm")

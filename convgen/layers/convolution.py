@@ -385,7 +385,7 @@ def _transposed(forward: Program, bias: bool, dtype: DType) -> Program:
     rename = {"dY": x, adjoint.output.name: y}
 
     def access(a: Access) -> Access:
-        return a.with_tensor(rename.get(a.tensor.name, a.tensor))
+        return Access(rename.get(a.tensor.name, a.tensor), a.index, a.boundary)
 
     def body(expr: Any) -> Any:
         return expr.xreplace({a: access(a) for a in expr.atoms(Access)})

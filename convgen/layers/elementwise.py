@@ -14,18 +14,9 @@ from convgen.errors import ShapeError
 from convgen.layers.activation import _point, _Pointwise  # pyright: ignore[reportPrivateUsage]
 from convgen.layers.base import Initializer, Layer, ParameterSpec, Shape, expect_channels
 from convgen.symbolic import dsl
-from convgen.symbolic.functions import abs_, less, less_equal, select, sigmoid
+from convgen.symbolic.functions import abs_, exact, less, less_equal, select, sigmoid
 from convgen.symbolic.program import Program
 from convgen.types import DType, f32
-
-
-def number(value: float) -> Any:
-    """The rational that a decimal literal means: 0.01 is 1/100.
-
-    >>> number(0.01), number(3)
-    (1/100, 3)
-    """
-    return sympy.Rational(str(value))
 
 
 def softplus(x: Any) -> Any:
@@ -63,7 +54,7 @@ class GELU(_Pointwise):
         half = sympy.Rational(1, 2)
         if self.approximate == "tanh":
             slope = sympy.sqrt(2 / sympy.pi)
-            return half * x * (1 + sympy.tanh(slope * (x + number(0.044715) * x**3)))
+            return half * x * (1 + sympy.tanh(slope * (x + exact(0.044715) * x**3)))
         return half * x * (1 + sympy.erf(x / sympy.sqrt(2)))
 
 
@@ -88,7 +79,7 @@ class LeakyReLU(_Pointwise):
         self.negative_slope = negative_slope
 
     def function(self, x: Any) -> Any:
-        return select(less(0, x), x, number(self.negative_slope) * x)
+        return select(less(0, x), x, exact(self.negative_slope) * x)
 
 
 class ELU(_Pointwise):
@@ -98,7 +89,7 @@ class ELU(_Pointwise):
         self.alpha = alpha
 
     def function(self, x: Any) -> Any:
-        return select(less(0, x), x, number(self.alpha) * (sympy.exp(x) - 1))
+        return select(less(0, x), x, exact(self.alpha) * (sympy.exp(x) - 1))
 
 
 class CELU(_Pointwise):
@@ -110,7 +101,7 @@ class CELU(_Pointwise):
         self.alpha = alpha
 
     def function(self, x: Any) -> Any:
-        a = number(self.alpha)
+        a = exact(self.alpha)
         return select(less(0, x), x, a * (sympy.exp(x / a) - 1))
 
 
@@ -118,7 +109,7 @@ class SELU(_Pointwise):
     """scale * ELU(x, alpha) with the constants of Klambauer et al. (2017)."""
 
     def function(self, x: Any) -> Any:
-        alpha, scale = number(1.6732632423543772), number(1.0507009873554805)
+        alpha, scale = exact(1.6732632423543772), exact(1.0507009873554805)
         return scale * select(less(0, x), x, alpha * (sympy.exp(x) - 1))
 
 
@@ -131,8 +122,8 @@ class Softplus(_Pointwise):
         self.beta, self.threshold = beta, threshold
 
     def function(self, x: Any) -> Any:
-        beta = number(self.beta)
-        return select(less(number(self.threshold), beta * x), x, softplus(beta * x) / beta)
+        beta = exact(self.beta)
+        return select(less(exact(self.threshold), beta * x), x, softplus(beta * x) / beta)
 
 
 class LogSigmoid(_Pointwise):
@@ -170,7 +161,7 @@ class Hardtanh(_Pointwise):
         self.min_val, self.max_val = min_val, max_val
 
     def function(self, x: Any) -> Any:
-        return clamp(x, number(self.min_val), number(self.max_val))
+        return clamp(x, exact(self.min_val), exact(self.max_val))
 
 
 class ReLU6(_Pointwise):
@@ -204,7 +195,7 @@ class Softshrink(_Pointwise):
         self.lambd = lambd
 
     def function(self, x: Any) -> Any:
-        cut = number(self.lambd)
+        cut = exact(self.lambd)
         return select(less(cut, x), x - cut, select(less(x, -cut), x + cut, 0))
 
 
@@ -215,7 +206,7 @@ class Hardshrink(_Pointwise):
         self.lambd = lambd
 
     def function(self, x: Any) -> Any:
-        return select(less(number(self.lambd), abs_(x)), x, 0)
+        return select(less(exact(self.lambd), abs_(x)), x, 0)
 
 
 class Threshold(_Pointwise):
@@ -225,7 +216,7 @@ class Threshold(_Pointwise):
         self.threshold, self.value = threshold, value
 
     def function(self, x: Any) -> Any:
-        return select(less(number(self.threshold), x), x, number(self.value))
+        return select(less(exact(self.threshold), x), x, exact(self.value))
 
 
 class _Learned(Layer):

@@ -8,9 +8,9 @@ import sympy
 
 from convgen.errors import ShapeError
 from convgen.layers.base import Layer, Shape
-from convgen.layers.elementwise import number, softplus
+from convgen.layers.elementwise import softplus
 from convgen.symbolic import dsl
-from convgen.symbolic.functions import abs_, equal, less, maximum, select
+from convgen.symbolic.functions import abs_, equal, exact, less, maximum, select
 from convgen.symbolic.program import Program
 from convgen.types import DType, f32, i64
 
@@ -93,7 +93,7 @@ class CrossEntropyLoss(_Labelled):
     def program(self, *shapes: Shape, training: bool = False, dtype: DType = f32) -> Program:
         shape = shapes[0]
         at, k, x, chosen = self._read(shape, dtype)
-        smooth = number(self.label_smoothing)
+        smooth = exact(self.label_smoothing)
         body = dsl.logsumexp_over([k], x) - (1 - smooth) * chosen
         if smooth != 0:
             body = body - smooth / shape[1] * dsl.sum_over([k], x)
@@ -149,7 +149,7 @@ class SmoothL1Loss(_Elementwise):
         self.beta = beta
 
     def function(self, x: Any, t: Any) -> Any:
-        beta, d = number(self.beta), abs_(x - t)
+        beta, d = exact(self.beta), abs_(x - t)
         return select(less(d, beta), (x - t) ** 2 / (2 * beta), d - beta / 2)
 
 
@@ -163,7 +163,7 @@ class HuberLoss(_Elementwise):
         self.delta = delta
 
     def function(self, x: Any, t: Any) -> Any:
-        delta, d = number(self.delta), abs_(x - t)
+        delta, d = exact(self.delta), abs_(x - t)
         return select(less(delta, d), delta * (d - delta / 2), (x - t) ** 2 / 2)
 
 

@@ -10,6 +10,7 @@ import sympy
 from convgen.errors import ShapeError
 from convgen.layers.base import ONES, ZEROS, Layer, ParameterSpec, Shape, expect_channels
 from convgen.symbolic import dsl
+from convgen.symbolic.functions import exact
 from convgen.symbolic.program import Program
 from convgen.types import DType, f32
 
@@ -67,7 +68,7 @@ class _BatchNorm(Layer):
         channel = (self.num_features,)
         gamma = dsl.tensor("gamma", channel, dtype, role="parameter") if self.affine else None
         beta = dsl.tensor("beta", channel, dtype, role="parameter") if self.affine else None
-        eps = sympy.Rational(str(self.eps))
+        eps = exact(self.eps)
         batch_statistics = training or not self.track_running_stats
         if self.track_running_stats:
             running = dsl.tensor("running_mean", channel, dtype, role="state")
@@ -89,7 +90,7 @@ class _BatchNorm(Layer):
         program = dsl.define("Y", index, body, name="batch_norm")
         if not (training and self.track_running_stats):
             return program
-        m = sympy.Rational(str(self.momentum))
+        m = exact(self.momentum)
         unbiased = sympy.Rational(count, count - 1)  # pyright: ignore[reportPossiblyUnboundVariable]
         moved = [
             dsl.define("new_mean", [c], (1 - m) * running[c] + m * at),  # pyright: ignore
@@ -164,7 +165,7 @@ class GroupNorm(Layer):
 
         mean = mean_of("mean", x[index])
         variance = mean_of("var", (x[index] - mean[n, g]) ** 2)
-        eps = sympy.Rational(str(self.eps))
+        eps = exact(self.eps)
         body: Any = (x[index] - mean[n, g]) / sympy.sqrt(variance[n, g] + eps)
         if self.affine:
             channels = (self.num_channels,)
@@ -229,7 +230,7 @@ class LayerNorm(Layer):
         mean = dsl.define("mean", outer, dsl.sum_over(list(inner), x[index]) / count)
         spread = dsl.sum_over(list(inner), (x[index] - mean[outer]) ** 2) / count
         variance = dsl.define("var", outer, spread)
-        eps = sympy.Rational(str(self.eps))
+        eps = exact(self.eps)
         body: Any = (x[index] - mean[outer]) / sympy.sqrt(variance[outer] + eps)
         names = [s.tensor for s in self.parameters(shape)]
         tensors = {
@@ -299,7 +300,7 @@ class _InstanceNorm(Layer):
         )
         if not own:
             at, scale = running, moved_from
-        eps = sympy.Rational(str(self.eps))
+        eps = exact(self.eps)
         body: Any = (x[index] - at) / sympy.sqrt(scale + eps)
         if self.affine:
             gamma = dsl.tensor("gamma", channel, dtype, role="parameter")
@@ -308,7 +309,7 @@ class _InstanceNorm(Layer):
         program = dsl.define("Y", index, body, name="instance_norm")
         if not (training and self.track_running_stats):
             return program
-        m = sympy.Rational(str(self.momentum))
+        m = exact(self.momentum)
         batch, unbiased = max(shape[0], 1), sympy.Rational(count, count - 1)
         means = [
             dsl.define("new_mean", [c], (1 - m) * running + m * dsl.sum_over([n], at) / batch),

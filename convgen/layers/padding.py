@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 
 from convgen.errors import ShapeError
 from convgen.layers.base import Layer, Shape, expect_rank
-from convgen.layers.elementwise import number
 from convgen.symbolic import dsl
 from convgen.symbolic.boundary import ZERO, Boundary, boundary_of, constant
 from convgen.symbolic.expr import Tensor
@@ -33,7 +32,7 @@ def padded_boundary(mode: str | float, x: Tensor, at: tuple[Any, Any]) -> Bounda
     a number, or "mean", which reads the mean of the map."""
     if mode == "mean":
         return constant(map_mean(x)[at])
-    return boundary_of(mode) if isinstance(mode, str) else constant(number(mode))
+    return boundary_of(mode) if isinstance(mode, str) else constant(mode)
 
 
 def check_mode(mode: str | float) -> None:

@@ -15,7 +15,7 @@ import sympy
 from convgen.errors import ShapeError
 from convgen.symbolic import dsl
 from convgen.symbolic.expr import Tensor
-from convgen.symbolic.functions import minimum
+from convgen.symbolic.functions import exact, minimum
 from convgen.symbolic.program import Program
 from convgen.types import DType, f32
 
@@ -55,7 +55,7 @@ class Optimizer:
         slope: Any = gradient[i]
         if self.clip_norm is not None:
             square = dsl.define("square", [], dsl.sum_over([j], gradient[j] ** 2))
-            shrink = _number(self.clip_norm) / (sympy.sqrt(square[()]) + _number(1e-6))
+            shrink = exact(self.clip_norm) / (sympy.sqrt(square[()]) + exact(1e-6))
             scale = dsl.define("scale", [], minimum(1, shrink))
             slope = slope * scale[()]
         return slope, {n: t[i] for n, t in vectors.items()}, scalars
@@ -65,11 +65,6 @@ def _step(name: str, states: Mapping[str, Program]) -> Program:
     """One program in which every state takes the value that its program computes."""
     changes = {state: program.output.name for state, program in states.items()}
     return dsl.combine(name, list(states.values()), outputs=[], updates=changes)
-
-
-def _number(value: float) -> sympy.Expr:
-    """The rational a decimal literal means: 0.9 is 9/10."""
-    return sympy.Rational(str(value))
 
 
 def _check(name: str, value: float, below: float = math.inf) -> None:
@@ -105,12 +100,12 @@ class SGD(Optimizer):
     def program(self, count: int, dtype: DType = f32) -> Program:
         gradient, vectors, scalars = self._tensors(count, dtype)
         p, lr = vectors["P"], scalars["lr"]
-        g = gradient + _number(self.weight_decay) * p
+        g = gradient + exact(self.weight_decay) * p
         (i,) = dsl.axes("i")
         if not self.momentum:
             return _step("sgd", {"P": dsl.define("P_new", [i], p - lr * g)})
-        mu = _number(self.momentum)
-        velocity = dsl.define("V_new", [i], mu * vectors["V"] + (1 - _number(self.dampening)) * g)
+        mu = exact(self.momentum)
+        velocity = dsl.define("V_new", [i], mu * vectors["V"] + (1 - exact(self.dampening)) * g)
         step = g + mu * velocity[i] if self.nesterov else velocity[i]
         moved = dsl.define("P_new", [i], p - lr * step)
         return _step("sgd", {"V": velocity, "P": moved})
@@ -144,17 +139,17 @@ class Adam(Optimizer):
     def program(self, count: int, dtype: DType = f32) -> Program:
         gradient, vectors, scalars = self._tensors(count, dtype)
         (i,) = dsl.axes("i")
-        first, second = (_number(b) for b in self.betas)
+        first, second = (exact(b) for b in self.betas)
         p, g = self.decayed(vectors["P"], gradient, scalars["lr"])
         mean = dsl.define("M_new", [i], first * vectors["M"] + (1 - first) * g)
         square = dsl.define("V_new", [i], second * vectors["V"] + (1 - second) * g**2)
-        root = sympy.sqrt(square[i] / scalars["c2"]) + _number(self.eps)
+        root = sympy.sqrt(square[i] / scalars["c2"]) + exact(self.eps)
         step = scalars["lr"] * (mean[i] / scalars["c1"]) / root
         return _step("adam", {"M": mean, "V": square, "P": dsl.define("P_new", [i], p - step)})
 
     def decayed(self, p: Any, g: Any, lr: Any) -> tuple[Any, Any]:
         """(parameter, gradient) after weight decay, which Adam adds to the gradient."""
-        return p, g + _number(self.weight_decay) * p
+        return p, g + exact(self.weight_decay) * p
 
 
 class AdamW(Adam):
@@ -172,4 +167,4 @@ class AdamW(Adam):
         super().__init__(lr, betas, eps, weight_decay, clip_norm)
 
     def decayed(self, p: Any, g: Any, lr: Any) -> tuple[Any, Any]:
-        return p * (1 - lr * _number(self.weight_decay)), g
+        return p * (1 - lr * exact(self.weight_decay)), g

@@ -8,6 +8,7 @@ from typing import ClassVar
 import sympy
 
 from convgen.errors import FormulaError, ShapeError
+from convgen.symbolic.functions import exact_floats
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,14 @@ BOUNDARIES: dict[str, Boundary] = {b.name: b for b in (ZERO, OMIT, REFLECT, REPL
 
 
 def constant(value: sympy.Expr | int | float) -> Boundary:
-    """The boundary that reads `value` outside; floats are taken as the exact rational they are."""
-    expr = sympy.sympify(value) if not isinstance(value, float) else sympy.Rational(value)
+    """The boundary that reads `value` outside; a float is the rational that its shortest decimal
+    says, as in bodies, or an infinity."""
+    try:
+        expr = exact_floats(sympy.sympify(value, strict=True))
+    except (sympy.SympifyError, AttributeError) as error:
+        raise FormulaError(
+            "a boundary", expected="a name, a number or an expression", got=repr(value)
+        ) from error
     return ZERO if expr == 0 else Constant(expr)
 
 

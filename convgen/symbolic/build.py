@@ -5,6 +5,7 @@ Both doors of the language, dsl and parse, come through here, so both give equal
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -63,22 +64,16 @@ def clean_body(value: Any) -> Expr:
         raise FormulaError(f"a body is an expression, not the text {value!r}", hint="cg.parse")
     if isinstance(value, bool):
         value = int(value)
-    if isinstance(value, Tensor):
-        raise FormulaError(f"tensor {value.name} stands without indices", hint=f"{value.name}[...]")
     try:
         body: Any = sympy.sympify(value, strict=True)
     except sympy.SympifyError as error:
         raise FormulaError(
             f"a body cannot hold {value!r}", expected="an expression of accesses, axes, numbers"
         ) from error
-    for relation in sorted(body.atoms(Relational), key=str):
-        body = body.xreplace({relation: _comparison(relation)})
+    body = body.xreplace({t: _truth(t) for t in body.atoms(*_TRUTHS)})
     if not isinstance(body, Expr):
         raise FormulaError(f"a body cannot hold {body}", expected="an expression")
-    floats = {f: exact(float(f)) for f in body.atoms(sympy.Float)}
-    if floats:
-        body = body.xreplace(floats)
-    body = functions.normalize(body)  # type: ignore[arg-type]
+    body = functions.normalize(functions.exact_floats(body))
     for node in sympy.preorder_traversal(body):
         if not isinstance(node, KINDS):
             raise FormulaError(
@@ -98,15 +93,20 @@ KINDS: tuple[Any, ...] = (
 )  # fmt: skip
 
 
-def exact(value: float) -> Expr:
-    """The rational that the shortest decimal of a float says.
+_TRUTHS: tuple[Any, ...] = (Relational, sympy.And, sympy.Or, sympy.Not)
 
-    >>> exact(1e-5), exact(float("-inf"))
-    (1/100000, -oo)
-    """
-    if value != value or value in (float("inf"), float("-inf")):
-        return sympy.nan if value != value else sympy.oo if value > 0 else -sympy.oo
-    return sympy.Rational(repr(value))
+
+def _truth(value: Any) -> Any:
+    """Own functions for what Python's operators made: comparisons joined by & | ~."""
+    if isinstance(value, Relational):
+        return _comparison(value)
+    args = [_truth(a) for a in value.args]
+    if isinstance(value, sympy.Not):
+        return functions.logical_not(*args)
+    if isinstance(value, (sympy.And, sympy.Or)):
+        join = functions.logical_and if isinstance(value, sympy.And) else functions.logical_or
+        return functools.reduce(join, sorted(args, key=str))
+    return value
 
 
 def _comparison(relation: Any) -> Expr:
@@ -130,8 +130,8 @@ def constraint_of(value: Any) -> tuple[Constraint, ...]:
     """Constraints from a comparison of affine expressions: ``i <= j``, ``cg.equal(h % 2, 0)``."""
     if isinstance(value, Constraint):
         return (value,)
-    if isinstance(value, Relational):
-        value = _comparison(value)
+    if isinstance(value, _TRUTHS):
+        value = _truth(value)
     if value in (sympy.true, sympy.S.One):
         return ()
     if isinstance(value, functions.logical_and):

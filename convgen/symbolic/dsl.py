@@ -85,14 +85,18 @@ def tensor(
     """
     if role not in ROLES:
         raise FormulaError(f"role {role!r} of {name}", expected="one of " + " ".join(ROLES))
-    if not isinstance(shape, (int, Size, str, Iterable)):
-        raise ShapeError(f"shape of {name}", expected="integers or sizes", got=repr(shape))
-    items = (shape,) if isinstance(shape, (int, Size, str)) else tuple(shape)
-    extents = tuple(_extent(name, e) for e in items)
+    extents = _shape(name, shape)
     if values is None:
         return register(Tensor(name, extents, dtype_of(dtype), role))
     flat = tuple(_numbers(name, values))
     return register(Tensor(name, extents, dtype_of(dtype), "constant", flat))
+
+
+def _shape(name: str, shape: Any) -> tuple[Extent, ...]:
+    if not isinstance(shape, (int, Size, str, Iterable)):
+        raise ShapeError(f"shape of {name}", expected="integers or sizes", got=repr(shape))
+    items: Any = (shape,) if isinstance(shape, (int, Size, str)) else shape
+    return tuple(_extent(name, e) for e in items)
 
 
 def _extent(name: str, value: Any) -> Extent:
@@ -100,15 +104,21 @@ def _extent(name: str, value: Any) -> Extent:
         return Size(value)
     if isinstance(value, Size):
         return value
-    try:
-        number = int(value)
-    except (TypeError, ValueError):
-        number = -1
-    if number < 0 or number != value or isinstance(value, bool):
+    number = _whole(value)
+    if number is None or number < 0:
         raise ShapeError(
             f"tensor {name}: extent {value!r}", expected="integers >= 0 or a size", got=repr(value)
         )
     return number
+
+
+def _whole(value: Any) -> int | None:
+    """The integer that a number of any kind is; None for what is none."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if number == value and not isinstance(value, bool) else None
 
 
 def _numbers(name: str, values: Any) -> Iterable[Fraction]:
@@ -140,6 +150,8 @@ def _over(
     extents: Extents | None,
     item: int = 0,
 ) -> Expr:
+    if isinstance(body, str):
+        raise FormulaError(f"a body is an expression, not the text {body!r}", hint="cg.parse")
     names = [over] if isinstance(over, Symbol) else list(over)
     for axis in names:
         if not isinstance(axis, Axis):
@@ -150,14 +162,7 @@ def _over(
         if r.axis not in known:
             raise FormulaError(f"an extent is given for {r.axis}, which is not summed over")
     ranges = tuple(sorted(ranges, key=lambda r: known.index(r.axis)))
-    return Reduced(kind, names, _plain_body(body), _conditions(where), ranges, item)
-
-
-def _plain_body(body: Any) -> Any:
-    if isinstance(body, (str, Program, Tensor)):
-        name = body if isinstance(body, str) else body.name
-        raise FormulaError(f"{name!r} stands in a formula without indices", hint=f"{name}[...]")
-    return body
+    return Reduced(kind, names, body, _conditions(where), ranges, item)
 
 
 def _conditions(where: Any) -> tuple[Constraint, ...]:
@@ -171,15 +176,16 @@ def _spans(extents: Extents | None) -> dict[str, tuple[int, Extent]]:
         raise ShapeError("extents=", expected="a dictionary {axis: extent}", got=repr(extents))
     for axis, span in (extents or {}).items():
         name = axis if isinstance(axis, str) else axis.name
-        lo, hi = span if isinstance(span, tuple) else (0, span)
-        if isinstance(hi, (str, Size)):
-            found[name] = (0, _extent(name, hi))
+        bounds: Any = span if isinstance(span, tuple) else (0, span)
+        if len(bounds) == 2 and isinstance(bounds[1], (str, Size)):
+            found[name] = (0, _extent(name, bounds[1]))
             continue
-        if int(lo) != lo or int(hi) != hi or hi < lo:
+        lo, hi = map(_whole, bounds if len(bounds) == 2 else (None, None))
+        if lo is None or hi is None or hi < lo:
             raise ShapeError(
                 f"extent of {name}", expected="an integer >= 0 or (lo, hi)", got=repr(span)
             )
-        found[name] = (int(lo), int(hi))
+        found[name] = (lo, hi)
     return found
 
 
@@ -333,16 +339,14 @@ def define(
         Out(
             title,
             tuple(affine_of(i) for i in (at if isinstance(at, (tuple, list)) else (at,))),
-            None if form is None else tuple(_extent(title, e) for e in form),
+            None if form is None else _shape(title, form),
             None if kind is None else dtype_of(kind),
         )
         for (title, at), form, kind in zip(lefts, shapes, dtypes, strict=True)
     ]
     if len({o.name for o in outs}) != len(outs):
         raise FormulaError("two outputs of one name", got=", ".join(o.name for o in outs))
-    definition = build_definition(
-        outs, [_plain_body(b) for b in bodies], _spans(extents), _conditions(where)
-    )
+    definition = build_definition(outs, bodies, _spans(extents), _conditions(where))
     return _single(name or outs[0].name, definition)
 
 

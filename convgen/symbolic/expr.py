@@ -55,6 +55,7 @@ from convgen.symbolic.domain import (
 from convgen.symbolic.functions import RESULT_DTYPE, cast, round_down, select, uniform
 from convgen.symbolic.letters import usual_taps
 from convgen.symbolic.reductions import REDUCTIONS, Reduction
+from convgen.symbolic.unindexed import Unindexed
 from convgen.types import DType, bool_, dtype_of, f32, i64, promote
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ _serial = itertools.count(1)
 
 
 @dataclass(frozen=True)
-class Tensor:
+class Tensor(Unindexed):
     """A named array. shape: extents, row-major; values: row-major exact rationals (constants only).
 
     `source` is the program that computes it (set by define), `serial` the order of creation; both
@@ -141,11 +142,13 @@ class Tensor:
 
 
 @dataclass(frozen=True)
-class Padded:
+class Padded(Unindexed):
     """A tensor with its boundaries, waiting for indices."""
 
     tensor: Tensor
     boundary: tuple[Boundary, ...]
+
+    name = property(lambda self: self.tensor.name)  # pyright: ignore
 
     def __getitem__(self, index: Any) -> Access:
         items = index if isinstance(index, tuple) else (index,)
@@ -177,7 +180,7 @@ class Access(AtomicExpr):
             )
         if len(kinds) != tensor.rank:
             raise ShapeError(
-                f"{tensor.name}: boundaries", expected=f"1 or {tensor.rank}", got=str(len(kinds))
+                f"{tensor.name}: boundaries", expected=f"one, or {tensor.rank}", got=str(len(kinds))
             )
         self = AtomicExpr.__new__(cls)
         self.tensor, self.index, self.boundary = tensor, tuple(index), kinds
@@ -234,9 +237,6 @@ class Access(AtomicExpr):
             b if b.value is None else Constant(substitute(b.value, values)) for b in self.boundary
         )
         return Access(self.tensor, index, kinds)
-
-    def with_tensor(self, tensor: Tensor) -> Access:
-        return Access(tensor, self.index, self.boundary)
 
 
 class Reduced(AtomicExpr):

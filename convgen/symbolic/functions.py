@@ -20,6 +20,7 @@ __all__ = [
     "abs_",
     "cast",
     "equal",
+    "exact",
     "is_nan",
     "less",
     "less_equal",
@@ -357,6 +358,25 @@ FUNCTIONS: dict[str, Any] = {
 # What each own function returns; the others take the dtype of their arguments.
 TRUTH = (equal, less, less_equal, logical_and, logical_or, logical_not, is_nan)
 RESULT_DTYPE: dict[Any, DType] = dict.fromkeys(TRUTH, bool_)
+
+
+def exact(value: float) -> Any:
+    """The rational that the shortest decimal of a number says; infinities and NaN are sympy's.
+
+    >>> exact(1e-5), exact(3), exact(float("-inf"))
+    (1/100000, 3, -oo)
+    """
+    if value != value:
+        return sympy.nan
+    if value in (float("inf"), float("-inf")):
+        return S.Infinity if value > 0 else S.NegativeInfinity
+    return Rational(str(value))
+
+
+def exact_floats(body: Expr) -> Expr:
+    """The body with the exact rational in the place of each float."""
+    floats = {f: exact(float(f)) for f in body.atoms(sympy.Float)}
+    return body.xreplace(floats) if floats else body  # type: ignore[return-value]
 
 
 def normalize(body: Expr) -> Expr:

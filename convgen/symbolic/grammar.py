@@ -182,9 +182,7 @@ class Grammar:
     def items(self, close: str) -> tuple[Node, ...]:
         """Bodies separated by commas up to the closing symbol."""
         found: list[Node] = []
-        while not self.tokens.take(close):
-            if found:
-                self.tokens.expect(",")
+        for _ in self.tokens.until(close):
             found.append(self.body())
         return tuple(found)
 
@@ -194,9 +192,7 @@ class Grammar:
         name = self.tokens.name("a tensor")
         kinds: list[Node] = []
         if self.tokens.take("{"):
-            while not self.tokens.take("}"):
-                if kinds:
-                    self.tokens.expect(",")
+            for _ in self.tokens.until("}"):
                 kinds.append(Name(".") if self.tokens.take(".") else self.body())
         self.tokens.expect("[")
         return Read(name, tuple(kinds), self.items("]"), where)

@@ -268,6 +268,8 @@ class Meaning:
         function = functions.FUNCTIONS.get(node.name)
         if function is None:
             hint = f"{node.name}(axes: body)" if node.name in self.reductions else None
+            if f"{node.name}imum" in functions.FUNCTIONS:
+                hint = f"{node.name}imum(a, b), or {hint}"
             raise FormulaError(
                 f"a call of {node.name}, which is not in the language",
                 where=node.where,

@@ -234,9 +234,7 @@ class _Reader:
     def _shape(self, tokens: Tokens) -> tuple[Extent, ...]:
         tokens.expect("[")
         shape: list[Extent] = []
-        while not tokens.take("]"):
-            if shape:
-                tokens.expect(",")
+        for _ in tokens.until("]"):
             named = tokens.peek().kind == "name"
             shape.append(Size(tokens.next().text) if named else tokens.integer("an extent"))
         if any(isinstance(e, int) and e < 0 for e in shape):
@@ -259,9 +257,7 @@ class _Reader:
             value = sign * Grammar(tokens).number()
             return value / Grammar(tokens).number() if tokens.take("/") else value
         found: list[Any] = []
-        while not tokens.take("]"):
-            if found:
-                tokens.expect(",")
+        for _ in tokens.until("]"):
             found.append(self._values(tokens, depth + 1))
         return found
 
@@ -378,9 +374,7 @@ class _Reader:
         name = tokens.name("the name of a reduction")
         tokens.expect("(")
         fields: dict[str, Any] = {}
-        while not tokens.take(")"):
-            if fields:
-                tokens.expect(",")
+        for _ in tokens.until(")"):
             field = tokens.name("lift, combine, identity, project, adjoint, dtypes, ...")
             tokens.expect("=")
             fields[field] = self._field(tokens, field)

@@ -14,6 +14,7 @@ from convgen.symbolic.boundary import Boundary
 from convgen.symbolic.build import canonical, map_definition, retarget
 from convgen.symbolic.expr import Extent, Padded, Size, Stage, Tensor
 from convgen.symbolic.proofs import Proof, check_program
+from convgen.symbolic.unindexed import Unindexed
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Origin:
 
 
 @dataclass(frozen=True, repr=False)
-class Program:
+class Program(Unindexed):
     """A layer: stages in order, from inputs to outputs.
 
     inputs    parameters, states and inputs alike, in the user's order

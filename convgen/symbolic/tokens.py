@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -112,6 +113,15 @@ class Tokens:
     def expect(self, text: str) -> None:
         if not self.take(text):
             raise self.error(f"{text!r}")
+
+    def until(self, close: str) -> Iterator[None]:
+        """Once for each item of a list with commas between them, up to the closing symbol."""
+        first = True
+        while not self.take(close):
+            if not first and not self.take(","):
+                raise self.error(f"',' or {close!r}")
+            first = False
+            yield
 
     def name(self, what: str = "a name") -> str:
         if self.peek().kind != "name":

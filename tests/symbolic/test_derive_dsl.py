@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import sympy
 from derive_oracle import check_gradients, same_formulas, wrong_gradients
 
 from convgen.errors import DerivationError
 from convgen.symbolic import derive, dsl
+from convgen.symbolic.evaluate import evaluate
 from convgen.symbolic.functions import stop_gradient
 from convgen.symbolic.parse import parse
 from convgen.symbolic.program import Program
@@ -105,3 +108,26 @@ def test_mutants_of_positions_are_caught() -> None:
 
 
 WINDOWS = ((3, 2, 1), (2, 2, 1), (3, 2, 0), (3, 1, 1))
+
+
+def test_powers_of_tensors_have_a_derivative_at_zero() -> None:
+    """torch's values: 0 along the base where the exponent is 0, 0 along the exponent at base 0."""
+    gradient = derive.grad(parse("Y[i] = X[i]**W[i]", X=(5,), W=(5,)))
+    given = {"X": [0, 0, 0, 2, -1], "W": [2, 1, 0, 3, 3], "dY": [1] * 5}
+    found = evaluate(gradient, given, numbers="float")
+    assert found["dX"].data == [0, 1, 0, 12, 3]
+    assert found["dW"].data[:3] == [0, 0, 0]
+    assert found["dW"].data[3] == pytest.approx(8 * math.log(2))
+    features = derive.grad(parse("Y[i] = X[]**i for i < 3", X=()))  # 1, x, x^2
+    assert evaluate(features, {"X": [0], "dY": [5, 7, 9]}, numbers="float")["dX"].data == [7]
+    positive = derive.grad(parse("Y[i] = (X[i]**2 + 1)**W[i]", X=(4,), W=(4,)), "W")
+    assert "select" not in str(positive)
+
+
+def test_gradients_are_asked_for_by_name_or_tensor() -> None:
+    x, w = dsl.tensor("X", (4,)), dsl.tensor("W", (4,))
+    program = dsl.define("Y", [i], x[i] * w[i])
+    assert derive.grad(program, w) == derive.grad(program, "W")
+    assert derive.grad(program, [w, "X"]) == derive.grad(program, ["W", "X"])
+    with pytest.raises(DerivationError, match="no input 'Q'; expected one of X, W"):
+        derive.grad(program, dsl.tensor("Q", (4,)))

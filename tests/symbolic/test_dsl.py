@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import sympy
 
@@ -19,6 +20,7 @@ from convgen.symbolic.dsl import (
     sum_over,
     tensor,
 )
+from convgen.symbolic.evaluate import evaluate
 from convgen.symbolic.parse import parse
 from convgen.symbolic.reductions import ARGMAX
 
@@ -120,6 +122,38 @@ def test_comparisons_of_sympy_are_understood():
     assert lines(chosen) == ["Y[y, x] = select(T[y, x] < 1/2, 0, T[y, x])"]
 
 
+def test_comparisons_are_joined_by_operators():
+    T = tensor("T", (5, 5))
+    inner = define("Y", [y], sum_over(x, T[y, x], where=(0 < x) & (x < y)))
+    assert lines(inner) == ["Y[y] = sum(x where 1 <= x, x + 1 <= y: T[y, x])"]
+    body = functions.select((T[y, x] > 0) & ~(T[y, x] < 3) | (x < y), 1, 0)
+    (line,) = lines(define("Y", [y, x], body))
+    parts = ("logical_and(0 < T[y, x], 3 <= T[y, x])", "x < y")
+    assert line in [
+        f"Y[y, x] = select(logical_or({a}, {b}), 1, 0)" for a, b in (parts, parts[::-1])
+    ]
+
+
+def test_numbers_outside_are_exact_or_infinite():
+    """A float is its shortest decimal, as in bodies; an infinity is not taken for zero."""
+    for value, text in [(0.1, "0.1"), (np.float32(0.25), "1/4"), (float("-inf"), "-inf"), (2, "2")]:
+        program = define("Y", [n], V.pad(value)[n - 1], extents={n: 7})
+        assert lines(program) == [f"Y[n] = V{{{text}}}[n - 1]   for n < 7"]
+        assert parse(str(program)) == program
+    lowest = define(
+        "Y", [n], max_over(r, V.pad(float("-inf"))[n - r], extents={r: 2}), extents={n: 8}
+    )
+    found = evaluate(lowest, {"V": [-5, -4, -3, -2, -1, -2, -3]})["Y"]
+    assert found.data == [-5, -4, -3, -2, -1, -1, -2, -3]
+
+
+def test_dtypes_of_numpy_are_understood():
+    for dtype in (np.float64, np.dtype("float64"), "float64", "f64"):
+        assert str(tensor("Q", (3,), dtype)) == "Q: f64[3]"
+    with pytest.raises(FormulaError, match="unknown dtype"):
+        tensor("Q", (3,), np.float16)
+
+
 def test_own_reductions():
     X = tensor("X", (4, 6))
     norm = reduction("norm", lift=lambda v: v * v, combine=lambda a, b: a + b, project=sympy.sqrt)
@@ -155,6 +189,21 @@ REFUSED = [
     (lambda: define("Y", [n], V), FormulaError, "without indices"),
     (lambda: define("Y", [n], M), FormulaError, "without indices"),
     (lambda: define("Y", [n], "V[n]"), FormulaError, "V[n]"),
+    (lambda: 2 * V, FormulaError, "V stands in a formula without indices; try V[...]"),
+    (lambda: V + V, FormulaError, "without indices"),
+    (lambda: V[n] * V, FormulaError, "without indices"),
+    (lambda: V.pad("reflect") ** 2, FormulaError, "without indices"),
+    (lambda: functions.relu(V), FormulaError, "without indices"),
+    (lambda: functions.relu(M), FormulaError, "without indices"),
+    (lambda: list(V), FormulaError, "without indices"),
+    (lambda: V > 0, FormulaError, "without indices"),
+    (lambda: sum_over(n, V), FormulaError, "without indices"),
+    (lambda: sum_over(n, "V[n]"), FormulaError, "a body is an expression"),
+    (lambda: define("Y", [n], V[n], extents={n: None}), ShapeError, "extent of n"),
+    (lambda: define("Y", [n], V[n], extents={n: (0, 1, 2)}), ShapeError, "extent of n"),
+    (lambda: define("Y", [n], V[n], extents={n: float("nan")}), ShapeError, "extent of n"),
+    (lambda: define("Y", [n], V[n], shape=2.5), ShapeError, "shape of Y"),
+    (lambda: V.pad(None), FormulaError, "a boundary; expected a name, a number"),
     (lambda: define("Y", [n], sympy.sin(V[n])), FormulaError, "sin"),
     (lambda: define("Y", [n], V[n] * sympy.Symbol("q")), FormulaError, "undefined name q"),
     (lambda: define("Y", [n], V[n], extents={x: 3}), FormulaError, "no axis of the formula"),

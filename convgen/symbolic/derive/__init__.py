@@ -12,24 +12,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-
-from sympy import Expr
+from typing import TypeAlias
 
 from convgen.errors import DerivationError
+from convgen.symbolic.build import retarget
 from convgen.symbolic.derive.custom import custom_gradient
 from convgen.symbolic.derive.reverse import adjoints
-from convgen.symbolic.derive.scalar import exchange
 from convgen.symbolic.derive.steps import Step, describe
-from convgen.symbolic.expr import Access, Definition, Stage, Tensor
+from convgen.symbolic.expr import Definition, Stage, Tensor
 from convgen.symbolic.functions import stop_gradient
 from convgen.symbolic.program import Origin, Program, require_program
 
 __all__ = ["Step", "adjoint", "custom_gradient", "grad", "split", "steps", "stop_gradient"]
 
+# Inputs by name or as tensors; None: all of floats but states.
+Wrt: TypeAlias = str | Tensor | Sequence[str | Tensor] | None
 
-def grad(
-    program: Program, wrt: str | Sequence[str] | None = None, *, flip: bool = False
-) -> Program:
+
+def grad(program: Program, wrt: Wrt = None, *, flip: bool = False) -> Program:
     """The program of the gradients (vector-Jacobian products) of all outputs together.
 
     Inputs: all inputs of `program` in their order, then one cotangent for each float output,
@@ -60,9 +60,7 @@ def adjoint(program: Program, wrt: str, *, flip: bool = False) -> Program:
     return replace(whole, name=program.name + "_adjoint", inputs=inputs, origin=origin)
 
 
-def split(
-    program: Program, wrt: str | Sequence[str] | None = None, *, flip: bool = False
-) -> tuple[Program, Program]:
+def split(program: Program, wrt: Wrt = None, *, flip: bool = False) -> tuple[Program, Program]:
     """(forward, backward): forward computes the outputs and stores what backward needs.
 
     forward.saved names the tensors stored beyond the outputs. backward's inputs are the forward
@@ -95,7 +93,7 @@ def split(
     return ahead, replace(backward, origin=replace(origin, kind="backward"))
 
 
-def steps(program: Program, wrt: str | Sequence[str] | None = None) -> list[Step]:
+def steps(program: Program, wrt: Wrt = None) -> list[Step]:
     """The derivation of the gradients, in the order in which they were made: chain rule, index
     equation, solution, domain and simplification of every contribution. Each step is a formula and
     a program that runs; the programs of one contribution (`Step.number`) compute the same.
@@ -115,15 +113,15 @@ def steps(program: Program, wrt: str | Sequence[str] | None = None) -> list[Step
     return [step for number, event in enumerate(found.events) for step in describe(event, number)]
 
 
-def _wanted(program: Program, wrt: str | Sequence[str] | None) -> list[str]:
+def _wanted(program: Program, wrt: Wrt) -> list[str]:
     require_program(program, "what is to be derived")
     if wrt is None:
         return [t.name for t in program.inputs if t.dtype.is_float and t.role != "state"]
-    if isinstance(wrt, str):
-        return [wrt]
+    if isinstance(wrt, (str, Tensor)):
+        wrt = [wrt]
     if not isinstance(wrt, Iterable):
         raise DerivationError("wrt=", expected="names of inputs", got=repr(wrt))
-    return list(wrt)
+    return [w.name if isinstance(w, Tensor) else w for w in wrt]
 
 
 def _reads(stages: Iterable[Stage]) -> set[str]:
@@ -168,34 +166,7 @@ def _program(
         for tensor in stage.tensors:
             role = "output" if tensor.name in returned else "temporary"
             final[tensor.name] = tensor.with_role(role)
-    changed = tuple(_retarget(stage, final) for stage in stages)
+    changed = tuple(retarget(stage, final) for stage in stages)
     return Program(
         name, tuple(final[t.name] for t in inputs), tuple(final[t.name] for t in outputs), changed
     )
-
-
-def _retarget(stage: Stage, final: dict[str, Tensor]) -> Stage:
-    def access(a: Access) -> Access:
-        tensor = final.get(a.tensor.name, a.tensor)
-        kinds = tuple(b if b.value is None else replace(b, value=body(b.value)) for b in a.boundary)
-        return Access(tensor, a.index, kinds)
-
-    def body(expr: Expr) -> Expr:
-        stale = {
-            a: access(a)
-            for a in expr.atoms(Access)
-            if isinstance(a, Access)
-            and (final.get(a.tensor.name, a.tensor) != a.tensor or any(b.value for b in a.boundary))
-        }
-        return exchange(expr, stale) if stale else expr
-
-    pieces = tuple(
-        Definition(
-            tuple(access(o) for o in p.outs),
-            p.domain,
-            tuple(replace(r, body=body(r.body)) for r in p.reduces),
-            tuple(body(v) for v in p.values),
-        )
-        for p in stage.pieces
-    )
-    return Stage(tuple(final[t.name] for t in stage.tensors), pieces, stage.backward)
