@@ -62,7 +62,7 @@ class Function:
                 expected=f"{tensor.dtype.numpy_name} {shape_text(tensor)}",
                 got=f"{value.dtype} {value.shape}",
                 where=self.program.name,
-                hint="jax_enable_x64 for float64",
+                hint="jax_enable_x64" if tensor.dtype.bits == 64 else None,
             )
         return value
 
@@ -104,7 +104,8 @@ def function(
     program: Program, *, target: Target | str = "native", threads: int | None = None
 ) -> Function:
     """A program as a function on JAX arrays: under jit by a callback into the native kernel, with
-    derived gradients of every order by custom_vjp (backward computes again what it needs).
+    derived gradients of every order by custom_vjp (backward computes again what it needs). JAX has
+    no forward mode for such functions: jacrev(jacrev(f)) instead of hessian(f).
 
     Raises DataError for programs that update states: JAX arrays never change.
     """

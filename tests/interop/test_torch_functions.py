@@ -1,5 +1,7 @@
 """Programs as torch functions: gradients of all orders, opcheck, compile, export, refusals."""
 
+import pickle
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -245,3 +247,25 @@ def test_tangents_are_refused_not_dropped():
         torch.func.jvp(lambda a: f(a, w), (x,), (x,))
     with torch.autograd.forward_ad.dual_level():
         assert torch.equal(f(x, w), f(x, w))
+
+
+def test_torch_func_and_pickle() -> None:
+    """Transforms of torch.func, and copies through a file, as of torch's own functions."""
+    program = cg.parse("Y[n, k] = sum(c: X[n, c] * W[k, c])", X=("N", 5), W=(3, 5))
+    ours = function(program)
+    x, w = torch.randn(4, 5), torch.randn(3, 5)
+
+    def cubes(f):
+        return lambda w: (f(x, w) ** 3).sum()
+
+    def theirs(x, w):
+        return x @ w.T
+
+    for transform in (
+        torch.func.grad,
+        torch.func.jacrev,
+        lambda f: torch.func.jacrev(torch.func.jacrev(f)),
+    ):
+        got, want = (transform(cubes(f))(w) for f in (ours, theirs))
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+    assert torch.equal(pickle.loads(pickle.dumps(ours))(x, w), ours(x, w))

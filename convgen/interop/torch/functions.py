@@ -76,6 +76,9 @@ class Function:
             tensors.append(value)
         return tensors
 
+    def __reduce__(self) -> Any:
+        return Function, (self.program, self._operator)
+
     def __repr__(self) -> str:
         return f"<torch function {self.program.name}: convgen::{self._operator.name}>"
 
@@ -103,7 +106,8 @@ def function(
     tensor([5., 7., 9.])
     """
     if not isinstance(program, Program):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ShapeError("function() takes a program", got=repr(program), hint="cg.torch.Module")
+        hint = "cg.parse(text)" if isinstance(program, str) else "cg.torch.Module"
+        raise ShapeError("function() takes a program", got=repr(program), hint=hint)
     text = None if schedule is None else str(schedule)
     options = Options(target_of(target), threads, text)
     return Function(program, operator(ProgramFamily(program), options))

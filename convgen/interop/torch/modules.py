@@ -15,6 +15,7 @@ from convgen.interop.torch.recipe import LayerFamily, Options, torch_dtype
 from convgen.layers.base import Layer, ParameterSpec, Shape
 from convgen.runtime import module as networks
 from convgen.runtime.network import Network
+from convgen.symbolic.program import Program
 from convgen.target import Target
 from convgen.target import target as target_of
 from convgen.types import DType, dtype_of
@@ -136,6 +137,7 @@ class Module(nn.Module):
                 "nothing that a module can be made of",
                 expected="a layer, a network or a compiled network",
                 got=repr(network),
+                hint="cg.torch.function" if isinstance(network, Program) else None,
             )
         options = Options(target_of(target), threads)
         graph = _outline(network) if input is None else networks.trace(network, _shapes(input))

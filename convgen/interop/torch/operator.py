@@ -98,6 +98,8 @@ class Operator:
                 if tensor.requires_grad:
                     save |= 1 << i
         if save:
+            if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+                return _Transformed.apply(self, save, *tensors)[: self._count]
             return self.op(*tensors, save)[: self._count]
         if forward_ad._current_level >= 0 and not torch.compiler.is_compiling():
             self._refuse_tangents(tensors)
@@ -116,6 +118,10 @@ class Operator:
     def __deepcopy__(self, memo: Any) -> Operator:
         """Copies of a module share its operators, which keep no values."""
         return self
+
+    def __reduce__(self) -> Any:
+        """In another process the operator is made again."""
+        return operator, (self.family, self.options)
 
     # ------------------------------------------------------------------------------- kernels
 
@@ -241,10 +247,16 @@ class Operator:
         ctx.save_for_backward(*tensors, *(output if save else ()))
 
     def _backward(self, ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        return self._gradients_to(ctx.needs_input_grad, ctx, cotangents)
+
+    def _gradients_to(
+        self, needed: Sequence[bool], ctx: Any, cotangents: Sequence[Tensor]
+    ) -> tuple[Tensor | None, ...]:
+        """The gradients to the arguments that need one, None for the others and for `save`."""
         count = len(self.family.inputs)
         held = ctx.saved_tensors
         tensors, made = held[:count], held[count:]
-        wanted = tuple(i for i in range(count) if ctx.needs_input_grad[i])
+        wanted = tuple(i for i in range(count) if needed[i])
         given = [cotangents[i] for i in self.family.floats]
         grads: list[Tensor | None] = [None] * (count + 1)
         if not wanted:
@@ -280,6 +292,28 @@ class Operator:
             made = GradientFamily(self.family, wrt)
             self._gradients[wrt] = operator(made, self.options)
         return self._gradients[wrt]
+
+
+class _Transformed(torch.autograd.Function):
+    """A call under torch.func (grad, jacrev, vmap), which does not look into registered
+    operators."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(maker: Operator, save: int, *tensors: Tensor) -> tuple[Tensor, ...]:  # pyright: ignore
+        return maker.op(*tensors, save)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        maker, save, *tensors = inputs
+        ctx.maker = maker
+        maker._set_up(ctx, (*tensors, save), output)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        found = ctx.maker._gradients_to(ctx.needs_input_grad[2:], ctx, cotangents)
+        return None, None, *found[:-1]
 
 
 def _argument_names(names: Sequence[str]) -> list[str]:
