@@ -368,6 +368,9 @@ class Bundle:
             raise BundleError(f"{NAME} was made without a training step")
         if self._weights is None:
             raise BundleError("a step changes weights: hand them in with weights=")
+        fixed = [name for name, array in self.weights.items() if not array.flags.writeable]
+        if fixed:
+            raise BundleError(f"a step changes weights: {', '.join(fixed)} read-only; hand in copies")
         seed = _whole("seed", seed, 0, 2**64 - 1)
         batch = self._batch(x)
         x = self._checked("x", x, batch)

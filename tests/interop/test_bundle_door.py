@@ -262,6 +262,19 @@ def test_loader_says_what_it_expected(trained, spoil, text):
         spoil(module, trained, x, labels)
 
 
+def test_steps_do_not_write_weights_that_are_read_only(trained):
+    """They may be a file mapped into memory, where a write would end the process."""
+    module = sys.modules[type(trained).__module__]
+    weights = {name: array.copy() for name, array in trained.weights.items()}
+    first = next(iter(weights))
+    weights[first].setflags(write=False)
+    bundle = module.Bundle(weights)
+    x, labels = np.zeros((4, 6), np.float32), np.zeros(4, np.int64)
+    bundle.forward(x)
+    with pytest.raises(module.BundleError, match=f"{first} read-only"):
+        bundle.step(x, labels=labels, hyper=[1])
+
+
 def test_damaged_bundles_are_refused(dense, tmp_path):
     def copy(name, change):
         folder = tmp_path / name
