@@ -99,7 +99,7 @@ _TRUTHS: tuple[Any, ...] = (Relational, sympy.And, sympy.Or, sympy.Not)
 def _truth(value: Any) -> Any:
     """Own functions for what Python's operators made: comparisons joined by & | ~."""
     if isinstance(value, Relational):
-        return _comparison(value)
+        return functions.compare(value.rel_op, *value.args)
     args = [_truth(a) for a in value.args]
     if isinstance(value, sympy.Not):
         return functions.logical_not(*args)
@@ -107,23 +107,6 @@ def _truth(value: Any) -> Any:
         join = functions.logical_and if isinstance(value, sympy.And) else functions.logical_or
         return functools.reduce(join, sorted(args, key=str))
     return value
-
-
-def _comparison(relation: Any) -> Expr:
-    a, b = relation.args
-    match relation.rel_op:
-        case "<":
-            return functions.less(a, b)
-        case "<=":
-            return functions.less_equal(a, b)
-        case ">":
-            return functions.less(b, a)
-        case ">=":
-            return functions.less_equal(b, a)
-        case "==":
-            return functions.equal(a, b)
-        case _:
-            return functions.logical_not(functions.equal(a, b))
 
 
 def constraint_of(value: Any) -> tuple[Constraint, ...]:

@@ -21,38 +21,17 @@ from sympy import AtomicExpr, Expr, Integer, Symbol
 from convgen.affine import Affine, Constraint, FloorDiv, Mod
 from convgen.errors import FormulaError, ShapeError
 from convgen.symbolic.boundary import ZERO, Boundary, Constant, boundary_of
-from convgen.symbolic.domain import (
-    LARGEST as LARGEST,
-)
-from convgen.symbolic.domain import (
-    Axis as Axis,
-)
-from convgen.symbolic.domain import (
-    Domain as Domain,
-)
-from convgen.symbolic.domain import (
-    Extent as Extent,
-)
-from convgen.symbolic.domain import (
-    Range as Range,
-)
-from convgen.symbolic.domain import (
-    Result as Result,
-)
-from convgen.symbolic.domain import (
-    Size as Size,
-)
-from convgen.symbolic.domain import (
-    axes as axes,
-)
-from convgen.symbolic.domain import (
-    check_name,
-    whole_number,
-)
-from convgen.symbolic.domain import (
-    fixed as fixed,
-)
-from convgen.symbolic.functions import RESULT_DTYPE, cast, round_down, select, uniform
+from convgen.symbolic.domain import LARGEST as LARGEST
+from convgen.symbolic.domain import Axis as Axis
+from convgen.symbolic.domain import Domain as Domain
+from convgen.symbolic.domain import Extent as Extent
+from convgen.symbolic.domain import Range as Range
+from convgen.symbolic.domain import Result as Result
+from convgen.symbolic.domain import Size as Size
+from convgen.symbolic.domain import axes as axes
+from convgen.symbolic.domain import check_name, whole_number
+from convgen.symbolic.domain import fixed as fixed
+from convgen.symbolic.functions import RESULT_DTYPE, cast, quotient, round_down, select, uniform
 from convgen.symbolic.letters import usual_taps
 from convgen.symbolic.reductions import REDUCTIONS, Reduction
 from convgen.symbolic.unindexed import Unindexed
@@ -457,7 +436,7 @@ def body_dtype(body: Expr, results: Mapping[Result, DType] | None = None) -> DTy
     """The dtype in which a body is computed; None when only numbers occur (they adapt).
 
     Numbers are weak: integers take any dtype, fractions any float (f32 among integers). Axes are
-    i64 but weak beside floats. Division and the functions exp, log, ... of integers give f32.
+    i64 but weak beside floats. Division (but not //), exp, log, ... of integers give f32.
     """
     if isinstance(body, Access):
         return body.tensor.dtype
@@ -478,6 +457,11 @@ def body_dtype(body: Expr, results: Mapping[Result, DType] | None = None) -> DTy
             return dtype
     if isinstance(body, uniform):
         return f32
+    whole = quotient(body)
+    if whole is not None:  # a // 2 of integers is an integer, as a is
+        dtype = body_dtype(whole[0], results)
+        if dtype is not None and dtype.is_integer:
+            return dtype
     args = body.args[1:] if isinstance(body, select) else body.args
     found: DType | None = None
     fractional = bool(body.is_number and not body.is_integer and body.is_finite)

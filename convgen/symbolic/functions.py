@@ -19,6 +19,7 @@ __all__ = [
     "FUNCTIONS",
     "abs_",
     "cast",
+    "compare",
     "equal",
     "exact",
     "is_nan",
@@ -30,6 +31,7 @@ __all__ = [
     "maximum",
     "minimum",
     "normalize",
+    "quotient",
     "relu",
     "round_down",
     "select",
@@ -358,6 +360,32 @@ FUNCTIONS: dict[str, Any] = {
 # What each own function returns; the others take the dtype of their arguments.
 TRUTH = (equal, less, less_equal, logical_and, logical_or, logical_not, is_nan)
 RESULT_DTYPE: dict[Any, DType] = dict.fromkeys(TRUTH, bool_)
+
+
+def quotient(body: Any) -> tuple[Any, Integer] | None:
+    """(a, q) of floor(a / q), for an integer q above 1; None for other bodies."""
+    if not isinstance(body, (round_down, sympy.floor)):
+        return None
+    above, below = sympy.fraction(sympy.together(body.args[0]))
+    whole = isinstance(below, Integer) and below > 1
+    return (sympy.expand(above), below) if whole else None
+
+
+def compare(operator: str, a: Any, b: Any) -> Any:
+    """A comparison written with one of Python's operators, as a function of this file."""
+    match operator:
+        case "<":
+            return less(a, b)
+        case "<=":
+            return less_equal(a, b)
+        case ">":
+            return less(b, a)
+        case ">=":
+            return less_equal(b, a)
+        case "==":
+            return equal(a, b)
+        case _:
+            return logical_not(equal(a, b))
 
 
 def exact(value: float) -> Any:

@@ -251,18 +251,8 @@ class Meaning:
                         f"{node.operator} by {b}", expected="a positive integer", got=str(b)
                     )
                 return sympy.Mod(a, b) if node.operator == "%" else functions.round_down(a / b)
-            case "==":
-                return functions.equal(a, b)
-            case "!=":
-                return functions.logical_not(functions.equal(a, b))
-            case "<":
-                return functions.less(a, b)
-            case "<=":
-                return functions.less_equal(a, b)
-            case ">":
-                return functions.less(b, a)
             case _:
-                return functions.less_equal(b, a)
+                return functions.compare(node.operator, a, b)
 
     def _call(self, node: Call) -> Expr:
         function = functions.FUNCTIONS.get(node.name)

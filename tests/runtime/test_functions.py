@@ -8,6 +8,8 @@ import sympy
 from convgen.runtime.kernel import compile
 from convgen.symbolic import functions
 from convgen.symbolic.dsl import axes, define, tensor
+from convgen.symbolic.evaluate import evaluate
+from convgen.symbolic.parse import parse
 
 FUNCTIONS = {
     "exp": (sympy.exp, mpmath.exp, (-80, 80)),
@@ -80,3 +82,27 @@ def test_uniform_is_the_same_for_any_threads():
     one, two = (compile(program, threads=t)(key) for t in (1, 2))
     assert np.array_equal(one, two)
     assert len(np.unique(one)) > 1990 and 0 <= one.min() and one.max() < 1
+
+
+@pytest.mark.parametrize("dtype", ["i32", "i64", "u8", "u32", "u64"])
+def test_integers_are_divided_exactly(dtype):
+    """a // q of integers rounds down and stays an integer, also beyond what floats hold."""
+    x = tensor("X", (5,), dtype)
+    kind = np.dtype(x.dtype.numpy_name)
+    top = np.iinfo(kind).max
+    values = np.array([top, top - 1, 0, 1, 7], kind)
+    if kind.kind == "i":
+        values[2:4] = [-7, np.iinfo(kind).min]
+    for text, want in [
+        ("X[i] // 3", values // 3),
+        ("(X[i] // 2 + 5) // 2", (values // 2 + kind.type(5)) // 2),
+        ("X[i] - 3 * (X[i] // 3)", values % 3),
+    ]:
+        program = parse(f"Y[i] = {text}", X=x)
+        assert program.output.dtype == x.dtype
+        np.testing.assert_array_equal(compile(program, threads=1)(values), want)
+        assert evaluate(program, {"X": [int(v) for v in values]})["Y"].data == [
+            int(v) for v in want
+        ]
+    half = parse("Y[i] = X[i] / 2", X=x)
+    assert half.output.dtype.is_float

@@ -344,8 +344,11 @@ def _simplification_text(event: Contribution) -> str:
     said = {c for p in event.parts for c in _all_conditions(p, event.term)}
     left = {c for p in event.parts for c in p.constraints}
     pieces = len(_simplified(event).stages[0].pieces) if event.parts else 1
+    count = f"{pieces} piece{'' if pieces == 1 else 's'}"
+    if not said:
+        return f"no conditions; {count}"
     gone = len(said) - len(left)
     return (
         f"{gone} of {len(said)} conditions follow from the ranges or from reading zero outside; "
-        f"{pieces} piece{'' if pieces == 1 else 's'}"
+        + count
     )
