@@ -11,7 +11,7 @@ import click
 from convgen.commands.options import JSON, check_writable, example, sized
 from convgen.commands.printing import print_table
 from convgen.commands.subjects import program_of, resolve
-from convgen.errors import UserError
+from convgen.errors import DataError, UserError
 
 
 @click.command(epilog=example("convgen show 'Conv2d(3, 8, 3, stride=2)' --input 1,3,32,32"))
@@ -142,14 +142,27 @@ def report(
     check_writable(output=output)
     what = found.program if found.program is not None else found.module
     assert what is not None
-    facts = json.loads(peak.read_text(encoding="utf-8")) if peak is not None else None
-    name = subject if found.program is not None else found.name
+    facts = _read_peak(peak) if peak is not None else None
+    name = found.name
+    if found.program is not None:
+        name = found.program.name if "\n" in subject else subject
     write_report(what, output, name=name, shape=found.shape, wrt=wrt, peak=facts)
     size = output.stat().st_size
     if as_json:
         click.echo(json.dumps({"path": str(output), "bytes": size}))
         return
     click.echo(f"wrote {output}, {size / 1e6:.2f} MB")
+
+
+def _read_peak(path: Path) -> dict[str, Any]:
+    """What `convgen bench peak --json` printed into a file."""
+    try:
+        facts: Any = json.loads(path.read_text(encoding="utf-8"))
+        float(facts["gflops"])
+    except (ValueError, KeyError, TypeError) as error:
+        wanted = "what `convgen bench peak --json` prints"
+        raise DataError("no peak of a machine", expected=wanted, where=str(path)) from error
+    return facts
 
 
 def _print_reports(found: Any, wrt: tuple[str, ...], measure: bool, as_json: bool) -> None:

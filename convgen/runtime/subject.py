@@ -48,13 +48,16 @@ def parse_shape(text: str) -> Shape:
     >>> parse_shape("8,64,56,56")
     (8, 64, 56, 56)
     """
-    try:
-        shape = tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        shape = (-1,)
-    if any(extent < 0 for extent in shape):
+    words = _words(text)
+    if not all(word.isdecimal() for word in words):
         raise ShapeError(f"shape {text!r}", expected="integers such as 8,64,56,56")
-    return shape
+    return tuple(map(int, words))
+
+
+def _words(text: str) -> list[str]:
+    """What stands between commas; a last comma, as in (3,), ends the list."""
+    words = [w.strip() for w in text.split(",")]
+    return words[:-1] if words[-1] == "" else words
 
 
 def parse_shapes(items: Sequence[str]) -> dict[str, tuple[int | str, ...]]:
@@ -64,10 +67,12 @@ def parse_shapes(items: Sequence[str]) -> dict[str, tuple[int | str, ...]]:
         name, sign, extents = item.partition("=")
         if not sign or not name.strip().isidentifier():
             raise ShapeError(f"--shape {item!r}", expected="NAME=EXTENT,EXTENT,...")
-        words = [w.strip() for w in extents.split(",") if w.strip()]
+        words = _words(extents)
         if name.strip() in found:
             raise ShapeError(f"--shape {item!r}", expected="one shape for each tensor")
-        found[name.strip()] = tuple(w if w.isidentifier() else parse_shape(w)[0] for w in words)
+        if not all(w.isidentifier() or w.isdecimal() for w in words):
+            raise ShapeError(f"--shape {item!r}", expected="NAME=EXTENT,EXTENT,...")
+        found[name.strip()] = tuple(w if w.isidentifier() else int(w) for w in words)
     return found
 
 
@@ -86,6 +91,8 @@ def resolve(
             raise ShapeError("--input for a formula", expected="--shape NAME=EXTENT,EXTENT,...")
         return Subject("formula", program=parse(text, **parse_shapes(shapes)))
     file, colon, name = text.rpartition(":")
+    if text.endswith(".py"):
+        raise DataError(f"which object of {text}?", expected=f"{text}:NAME")
     if colon and file.endswith(".py"):
         return _from_python(Path(file), name, shape)
     if re.fullmatch(r"\s*[A-Za-z_]\w*\(.*\)\s*", text, re.DOTALL):
@@ -131,17 +138,22 @@ def _from_zoo(text: str, shape: Shape | None, zoo: Zoo) -> Subject:
     return Subject(f"zoo:{text}", module=maker(**options), shape=shape or (1, *single))
 
 
-def _from_python(path: Path, name: str, shape: Shape | None) -> Subject:
+def run_file(path: Path) -> dict[str, Any]:
+    """What a Python file defines. DataError where there is none, or it raises."""
     if not path.exists():
         raise DataError("no such file", where=str(path))
     try:
-        values = runpy.run_path(str(path))
+        return runpy.run_path(str(path))
     except ConvgenError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(
             f"the file raised {type(error).__name__}: {error}", where=str(path)
         ) from error
+
+
+def _from_python(path: Path, name: str, shape: Shape | None) -> Subject:
+    values = run_file(path)
     if name not in values:
         found = [n for n, v in values.items() if isinstance(v, (Program, Layer, Module))]
         raise DataError(f"{path} has no {name!r}", expected="one of " + (", ".join(found) or "-"))

@@ -165,3 +165,15 @@ def test_command(tmp_path):
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert json.loads(done.output) == {"path": str(path), "bytes": path.stat().st_size}
+
+
+@pytest.mark.parametrize(
+    "text", ["{broken", "{}", "[1, 2]", '{"gflops": "many"}', '{"gflops": null}']
+)
+def test_a_peak_that_is_none(text, tmp_path):
+    peak = tmp_path / "peak.json"
+    peak.write_text(text)
+    made = ["report", "Y[i] = 2 * X[i]", "--shape", "X=4", "-o", str(tmp_path / "r.html")]
+    done = CliRunner().invoke(cli, [*made, "--peak", str(peak)])
+    assert isinstance(done.exception, DataError), done.output
+    assert "expected what `convgen bench peak --json` prints" in str(done.exception)

@@ -474,3 +474,17 @@ def test_axes_and_sizes_are_told_apart():
 def test_a_mapping_is_no_shape():
     with pytest.raises(FormulaError, match=r"shapes= is a mapping.*parse\(text, \*\*shapes\)"):
         parse("Y[n] = X[n]", shapes={"X": (2,)})
+
+
+def test_lists_say_how_they_may_go_on():
+    for text, wanted in [
+        ("Y[i] = T[i", "',' or ']'"),
+        ("Y[i] = T{zero[i]", "',' or '}'"),
+        ("Y[i] = relu(T[i]", "',' or ')'"),
+        ("tensor X: f32[4", "',' or ']'"),
+    ]:
+        with pytest.raises(UserError) as caught:
+            parse(text, T=(4,))
+        assert f"expected {wanted}, got" in str(caught.value)
+    with pytest.raises(UserError, match="maximum\\(a, b\\), or max\\(axes: body\\)"):
+        parse("Y[i] = max(T[i], 0)", T=(4,))

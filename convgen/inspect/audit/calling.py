@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import runpy
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from convgen.errors import ConvgenError, DataError
+from convgen.errors import DataError
 from convgen.inspect.audit.cases import Case, Values, agree
+from convgen.runtime.subject import run_file
 from convgen.symbolic.program import Program
 
 Function = Callable[..., Any]
@@ -37,16 +37,7 @@ def function_in(text: str) -> tuple[Function, Path]:
     path = Path(file)
     if not file.endswith(".py") or not name:
         raise DataError(f"no function {text!r}", expected="FILE.py:FUNCTION")
-    if not path.exists():
-        raise DataError("no such file", where=str(path))
-    try:
-        values = runpy.run_path(str(path))
-    except ConvgenError:
-        raise
-    except Exception as error:
-        raise DataError(
-            f"the file raised {type(error).__name__}: {error}", where=str(path)
-        ) from error
+    values = run_file(path)
     found = [n for n, v in values.items() if isinstance(v, FunctionType) and n[0] != "_"]
     if not callable(values.get(name)):
         raise DataError(
