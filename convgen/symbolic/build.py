@@ -99,7 +99,7 @@ _TRUTHS: tuple[Any, ...] = (Relational, sympy.And, sympy.Or, sympy.Not)
 def _truth(value: Any) -> Any:
     """Own functions for what Python's operators made: comparisons joined by & | ~."""
     if isinstance(value, Relational):
-        return functions.compare(value.rel_op, *value.args)
+        return functions.compare(value.rel_op, *value.args)  # type: ignore[attr-defined]
     args = [_truth(a) for a in value.args]
     if isinstance(value, sympy.Not):
         return functions.logical_not(*args)

@@ -20,6 +20,9 @@ class Axis(Symbol):
         check_name(name, "axis")
         return Symbol.__new__(cls, name, integer=True)  # type: ignore[return-value]
 
+    def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, Any]]:
+        return (self.name,), {}
+
 
 class Size(Symbol):
     """A named extent that is bound later (a symbolic batch): N in ``X: f32[N, 3, 8, 8]``.
@@ -30,6 +33,9 @@ class Size(Symbol):
     def __new__(cls, name: str) -> Size:
         check_name(name, "size")
         return Symbol.__new__(cls, name, integer=True, nonnegative=True)  # type: ignore[return-value]
+
+    def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, Any]]:
+        return (self.name,), {}
 
 
 Extent: TypeAlias = "int | Size"

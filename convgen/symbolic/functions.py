@@ -362,13 +362,14 @@ TRUTH = (equal, less, less_equal, logical_and, logical_or, logical_not, is_nan)
 RESULT_DTYPE: dict[Any, DType] = dict.fromkeys(TRUTH, bool_)
 
 
-def quotient(body: Any) -> tuple[Any, Integer] | None:
+def quotient(body: Any) -> tuple[Any, int] | None:
     """(a, q) of floor(a / q), for an integer q above 1; None for other bodies."""
     if not isinstance(body, (round_down, sympy.floor)):
         return None
     above, below = sympy.fraction(sympy.together(body.args[0]))
-    whole = isinstance(below, Integer) and below > 1
-    return (sympy.expand(above), below) if whole else None
+    if isinstance(below, Integer) and below > 1:
+        return sympy.expand(above), int(below)
+    return None
 
 
 def compare(operator: str, a: Any, b: Any) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import sympy
@@ -110,6 +113,13 @@ def test_sizes_are_bound_later():
         program.bind(Q=1)
     with pytest.raises(ShapeError, match="symbolic extent N"):
         define("Y", [n], X[n + 1, 0], extents={n: 2})
+
+
+def test_programs_can_be_copied_and_pickled():
+    X, W = tensor("X", (size("N"), 3)), tensor("W", (4, 3))
+    program = define("Y", [n, k], sum_over(c, X[n, c] * W[k, c]) / size("N") + n)
+    for again in (pickle.loads(pickle.dumps(program)), copy.deepcopy(program)):
+        assert again == program and str(again.bind(N=2)) == str(program.bind(N=2))
 
 
 def test_comparisons_of_sympy_are_understood():

@@ -379,7 +379,7 @@ def _relu(self: BodyLowering, body: Any, own: DType) -> Expr:
 def _floor(self: BodyLowering, body: Any, own: DType) -> Expr:
     whole = f.quotient(body)
     if whole is not None and own.is_integer:
-        return Op("floordiv", (self.emit(whole[0], own), Const(int(whole[1]), own)), own)
+        return Op("floordiv", (self.emit(whole[0], own), Const(whole[1], own)), own)
     value = self.emit(body.args[0], own)
     return Op("floor", (value,), own) if own.is_float else value
 
