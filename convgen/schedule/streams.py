@@ -42,6 +42,8 @@ VECTORS = 4  # of one tile
 WINDOW = 16  # points of a window that are written out
 ROWS = 4  # points of a long reduce that are
 BLOCK = (4, 3, 5, 6, 2, 7)  # rows walked through together, the best first
+PARTS = (8, *BLOCK)  # the same for parts of rows that are nothing but added up
+PART = 128  # vectors of a row from which a part of it comes as fast as all
 BESIDE = (4, 2, 3)  # rows of the output made side by side, the best first
 SMALL = 16  # times that a copied operand goes into what is stored
 LINE = 64  # bytes of memory that come together
@@ -77,7 +79,9 @@ def stream(nest: Nest, kernel: Kernel, target: Target) -> list[Directive]:
         return []
     if len(_leaders(nest)) < 2 and (copied or _comes_again(nest, kernel, vector, target)):
         return []  # a tile that reads its vectors again is worth more
-    if len(_leaders(nest)) < 2 and _comes_far(nest, kernel, target):
+    alone = all(o.extent == 1 or o.name == vector for o in nest.loops if o.reduce is None)
+    whole = alone and _shares(nest.loop(vector).extent, lanes, VECTORS)[0]
+    if len(_leaders(nest)) < 2 and _comes_far(nest, kernel, target) and not whole:
         return []  # panels are
     if nest.guards or any(r.guards for r in nest.reduces):
         return []
@@ -174,19 +178,24 @@ def _directives(
     if math.prod(nest.loop(o).extent for o in outer) < 2:
         width = min(width, max(lanes, extent // (2 * lanes) * lanes))  # for two workers
     inner, cut = vector, []
+    if not any(nest.loop(o).extent > 1 for o in outer):
+        share, wide = _shares(extent, lanes, room)
+        rows = _rows(nest, kernel, target, share, PARTS) if share else 0
+        if rows:
+            yield split(vector, share, nest=name)
+            yield split(f"{vector}_in", wide, nest=name)
+            cut = [f"{vector}_in_out"]
+            yield from _row_by_row(nest, [*outer, f"{vector}_out"], cut, f"{vector}_in_in", rows)
+            tasks = {o: nest.loop(o).extent for o in outer} | {f"{vector}_out": extent // share}
+            yield from _spread(tasks, name)
+            return
     if extent > width:
         yield split(vector, width, "exact" if extent % width == 0 else "peel", nest=name)
         inner, cut = f"{vector}_in", [f"{vector}_out"]
     reduces = [o for o in nest.loops if o.reduce is not None]
-    rows = _rows(nest, kernel, target, vector) if cut and outer else 0
+    rows = _rows(nest, kernel, target, extent) if cut and outer else 0
     if rows:
-        last = reduces[-1].name
-        yield split(last, rows, nest=name)
-        around = [*(o.name for o in reduces[:-1]), f"{last}_out"]
-        yield reorder(*outer, *around, *cut, f"{last}_in", inner, nest=name)
-        yield vectorize(inner, nest=name)
-        yield unroll(f"{last}_in", nest=name)
-        yield carry(nest=name)
+        yield from _row_by_row(nest, outer, cut, inner, rows)
         yield from _spread({o: nest.loop(o).extent for o in outer}, name)
         return
     trips = {o: nest.loop(o).extent for o in outer}
@@ -211,6 +220,31 @@ def _directives(
     yield carry(nest=name)
     trips |= {} if beside else dict.fromkeys(cut, -(-extent // width))
     yield from _spread(trips, name, TASKS // 2 if beside else TASKS)
+
+
+def _row_by_row(
+    nest: Nest, outer: list[str], cut: list[str], inner: str, rows: int
+) -> Iterator[Directive]:
+    """So many rows at a time from end to end, the states in memory in between."""
+    reduces, name = [o.name for o in nest.loops if o.reduce is not None], nest.name
+    last = reduces[-1]
+    yield split(last, rows, nest=name)
+    yield reorder(*outer, *reduces[:-1], f"{last}_out", *cut, f"{last}_in", inner, nest=name)
+    yield vectorize(inner, nest=name)
+    yield unroll(f"{last}_in", nest=name)
+    yield carry(nest=name)
+
+
+def _shares(extent: int, lanes: int, room: int) -> tuple[int, int]:
+    """(length of the parts of a row that are tasks, of the tiles of a part), where both fit evenly;
+    (0, 0) where not. Parts are pages where at least two are."""
+    for vectors in sorted(range(2, max(room, VECTORS) + 1), reverse=True):
+        strips, left = divmod(extent, vectors * lanes)
+        fits = [n for n in range(2, FEW + 1) if not left and strips % n == 0]
+        long = [n for n in fits if extent // n >= PART * lanes]
+        if fits:
+            return extent // max(long, default=fits[0]), vectors * lanes
+    return 0, 0
 
 
 def _beside(nest: Nest, kernel: Kernel, target: Target, outer: list[str]) -> tuple[str, int]:
@@ -250,19 +284,21 @@ def _spread(trips: Mapping[str, int], name: str, enough: int = TASKS) -> Iterato
         yield parallel(*spread, nest=name)
 
 
-def _rows(nest: Nest, kernel: Kernel, target: Target, vector: str) -> int:
-    """How many rows a long sum walks through from end to end; 0 where it gains nothing by that, or
-    where they do not fit evenly. It gains where they come from beyond the second cache, and the
-    states of a row leave half of the first one free."""
+def _rows(
+    nest: Nest, kernel: Kernel, target: Target, length: int, sizes: tuple[int, ...] = BLOCK
+) -> int:
+    """How many rows, or parts of them so long, a long sum walks through from end to end; 0 where it
+    gains nothing by that, or where they do not fit evenly. It gains where they come from beyond the
+    second cache, and the states of a row leave half of the first one free."""
     if not _is_long(nest) or len(_leaders(nest)) > 1:
         return 0
     last = [o for o in nest.loops if o.reduce is not None][-1]
     states = sum(d.bytes for r in nest.reduces for d in r.combiner.dtypes)
     read = {o.buffer: kernel.buffer(o.buffer) for r in nest.reduces for o in loads(r.body)}
     far = any(size_in_elements(b) * b.dtype.bytes > target.l2 for b in read.values())
-    if not far or states * nest.loop(vector).extent > target.l1 // 2:
+    if not far or states * length > target.l1 // 2:
         return 0
-    return next((n for n in BLOCK if last.extent % n == 0 and last.extent > n), 0)
+    return next((n for n in sizes if last.extent % n == 0 and last.extent > n), 0)
 
 
 def _vector_loop(nest: Nest, kernel: Kernel, lanes: int) -> tuple[str, list[str]]:

@@ -47,3 +47,21 @@ def test_rows_are_summed_along_and_not_side_by_side(reduction: str) -> None:
     assert "rfactor(k_in)" in text and "strided" not in text
     small = lower(parse(f"y[i] = {reduction}(k: A[i, k])", A=(5, 70)))
     assert not difference(small, default_schedule(small, ZEN4).apply(small, ZEN4))
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "start"),
+    [(4096, 4096, "split(i, 1024); split(i_in, 32); split(k, 8)"), (4096, 1003, "split(i, 32, ")],
+)
+def test_columns_are_summed_row_by_row(rows: int, columns: int, start: str) -> None:
+    """Parts of rows as tasks, where tiles of one size make them up; else columns, in strips."""
+    subject = lower(parse("y[i] = sum(k: A[k, i] * x[k])", A=(rows, columns), x=(rows,)))
+    assert str(default_schedule(subject, ZEN4)).startswith(start)
+
+
+def test_parts_of_rows_are_added_up_to_the_same_numbers() -> None:
+    machine = replace(ZEN4, l1=1024, l2=4096)
+    subject = lower(parse("y[i] = sum(k: A[k, i] * x[k])", A=(40, 80), x=(40,)))
+    schedule = default_schedule(subject, machine)
+    assert "split(k, 8)" in str(schedule) and "parallel(i_out)" in str(schedule)
+    assert not difference(subject, schedule.apply(subject, machine))
