@@ -69,7 +69,8 @@ def test_panels_give_the_product(rows: int, columns: int) -> None:
     program = parse("T[p, j] = sum(k: D[p, k] * W[k, j])", **shapes)
     small = replace(target("x86-64-v3"), l2=1 << 14, l3=1 << 16)
     schedule = str(default_schedule(lower(program), small))
-    assert "split(k, 16, tail='peel')" in schedule
+    whole = rows == 1 and columns == 4096  # a row in parts that are tasks: walked through instead
+    assert ("split(k, 5)" if whole else "split(k, 16, tail='peel')") in schedule
     chance = np.random.default_rng(2)
     d, w = (chance.integers(-4, 5, shape).astype(np.float32) for shape in shapes.values())
     np.testing.assert_array_equal(kernels.compile(program, schedule=schedule)(d, w), d @ w)
