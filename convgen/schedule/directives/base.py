@@ -9,7 +9,7 @@ from typing import ClassVar, NoReturn
 
 from convgen.affine import Affine
 from convgen.errors import ScheduleError
-from convgen.ir.nodes import Form, Kernel, Load, Loop, Nest
+from convgen.ir.nodes import Form, Kernel, Load, Loop, LoopKind, Nest
 from convgen.ir.regions import loop_ranges
 from convgen.ir.simplify import simplify_affine
 from convgen.schedule.access import loads_of
@@ -96,6 +96,18 @@ class Directive(ABC):
                 got=buffer,
             )
         return found
+
+    def require_unscheduled(self, nest: Nest, kernel: Kernel) -> None:
+        """Refuse a nest whose loops are not its axes any more, and copies."""
+        marked = [o.name for o in nest.loops if o.kind is not LoopKind.SERIAL or o.segments]
+        whole = all(value.without(axis).is_constant for axis, value in nest.axes)
+        if marked or not whole or nest.attached or is_packing(nest, kernel):
+            self.refuse(
+                nest,
+                f"{nest.name} is scheduled already, or a copy",
+                expected=f"{self.keyword} before all other directives",
+                got=", ".join(marked) or nest.name,
+            )
 
     def __str__(self) -> str:
         positional, named = self.arguments()

@@ -14,25 +14,19 @@ from convgen.ir.nodes import (
     Kernel,
     Layout,
     Load,
-    Loop,
-    LoopKind,
     Nest,
     Op,
-    Reduced,
-    ReduceNode,
-    StoreNode,
 )
 from convgen.ir.sums import adds_up
 from convgen.ir.visit import loads, map_expr, walk
+from convgen.schedule.directives.ahead import before, sums_ahead, without_loops
 from convgen.schedule.directives.base import (
     Directive,
     Value,
-    all_nests,
     fresh_name,
-    is_packing,
     replace_nest,
 )
-from convgen.schedule.directives.fold import before, commutes, without_loops
+from convgen.schedule.directives.fold import commutes
 from convgen.target import Target
 
 
@@ -58,15 +52,7 @@ class Collect(Directive):
         return self.loops, {}
 
     def check_nest(self, nest: Nest, kernel: Kernel, target: Target) -> None:
-        marked = [o.name for o in nest.loops if o.kind is not LoopKind.SERIAL or o.segments]
-        whole = all(value.without(axis).is_constant for axis, value in nest.axes)
-        if marked or not whole or nest.attached or is_packing(nest, kernel):
-            self.refuse(
-                nest,
-                f"{nest.name} is scheduled already, or a copy",
-                expected="collect before all other directives",
-                got=", ".join(marked) or nest.name,
-            )
+        self.require_unscheduled(nest, kernel)
         for name in self.loops:
             self.loop(nest, name)
         sources = {collected_from(nest, kernel, name) for name in self.loops}
@@ -93,22 +79,9 @@ class Collect(Directive):
         outside = [f for f in factors(summed.body) if source not in loads(f)]
         walked = replace(source, index=tuple(map(Affine.of, names)), edges=(None,) * len(names))
         sizes = dict(zip(names, buffer.shape, strict=True))
-        order = [*(names[d] for d in kept), *self.loops]
-        position = Affine()
-        for n in self.loops:
-            position = position * sizes[n] + Affine.of(n)
         body = map_expr(_product(inside), lambda e: walked if e == source else e)
-        sums = Nest(
-            name=fresh_name(name, [n.name for n in all_nests(kernel)]),
-            loops=tuple(Loop(n, sizes[n], reduce=0 if n in self.loops else None) for n in order),
-            axes=tuple((n, Affine.of(n)) for n in order),
-            ranges=tuple((n, 0, sizes[n]) for n in order),
-            guards=(),
-            reduces=(ReduceNode(summed.combiner, body, (), position),),
-            stores=(
-                StoreNode(name, tuple(Affine.of(names[d]) for d in kept), Reduced(0, 0, dtype)),
-            ),
-        )
+        stay = [names[d] for d in kept]
+        sums = sums_ahead(kernel, total, stay, self.loops, sizes, summed.combiner, body)
         index = tuple(source.index[d] for d in kept)
         read = Load(name, index, tuple(source.edges[d] for d in kept), dtype)
         after = without_loops(nest, self.loops, _product([*outside, read]))

@@ -11,27 +11,19 @@ from convgen.ir.layout import size_in_elements
 from convgen.ir.nodes import (
     Buffer,
     Edge,
-    Expr,
     Kernel,
     Layout,
     Load,
-    Loop,
-    LoopKind,
     Nest,
     Op,
-    Phase,
-    Reduced,
-    ReduceNode,
-    StoreNode,
 )
 from convgen.ir.sums import adds_up
 from convgen.ir.visit import map_expr
+from convgen.schedule.directives.ahead import before, sums_ahead, without_loops
 from convgen.schedule.directives.base import (
     Directive,
     Value,
-    all_nests,
     fresh_name,
-    is_packing,
     replace_nest,
 )
 from convgen.target import Target
@@ -66,15 +58,7 @@ class Fold(Directive):
         return self.loops, {}
 
     def check_nest(self, nest: Nest, kernel: Kernel, target: Target) -> None:
-        marked = [o.name for o in nest.loops if o.kind is not LoopKind.SERIAL or o.segments]
-        whole = all(value.without(axis).is_constant for axis, value in nest.axes)
-        if marked or not whole or nest.attached or is_packing(nest, kernel):
-            self.refuse(
-                nest,
-                f"{nest.name} is scheduled already, or a copy",
-                expected="fold before all other directives",
-                got=", ".join(marked) or nest.name,
-            )
+        self.require_unscheduled(nest, kernel)
         pair = factors_of(nest)
         if pair is None or any(e and not commutes(e) for o in pair for e in o.edges):
             self.refuse(
@@ -141,20 +125,8 @@ class Fold(Directive):
         shape = tuple(size for _, size, _ in kept.values())
         columns = Buffer(name, dtype, shape, Layout.rowmajor(len(shape)), "temporary")
         sizes = {n: size for n, (_, size, _) in dims.items()}
-        order = [*kept, *self.loops]
-        position = Affine()
-        for n in self.loops:
-            position = position * sizes[n] + Affine.of(n)
         body = map_expr(reduce.body, lambda e: walked.get(e, e) if isinstance(e, Load) else e)
-        product = Nest(
-            name=fresh_name(name, [n.name for n in all_nests(kernel)]),
-            loops=tuple(Loop(n, sizes[n], reduce=0 if n in self.loops else None) for n in order),
-            axes=tuple((n, Affine.of(n)) for n in order),
-            ranges=tuple((n, 0, sizes[n]) for n in order),
-            guards=(),
-            reduces=(ReduceNode(reduce.combiner, body, (), position),),
-            stores=(StoreNode(name, tuple(map(Affine.of, kept)), Reduced(0, 0, dtype)),),
-        )
+        product = sums_ahead(kernel, columns, [*kept], self.loops, sizes, reduce.combiner, body)
         places, _, edges = zip(*kept.values(), strict=True)
         return columns, product, Load(name, places, edges, dtype)
 
@@ -162,31 +134,6 @@ class Fold(Directive):
 def fold(*loops: str, nest: str = "") -> Fold:
     """See Fold."""
     return Fold(tuple(loops), nest=nest)
-
-
-def before(kernel: Kernel, nest: Nest, result: Buffer, made: Nest) -> Kernel:
-    """The kernel with a nest in front of another, and the buffer that it writes."""
-    place = next(
-        i
-        for i, p in enumerate(kernel.phases)
-        if isinstance(p.body, tuple) and any(n.name == nest.name for n in p.body)
-    )
-    phase = Phase(made.name, (made,))
-    phases = (*kernel.phases[:place], phase, *kernel.phases[place:])
-    return replace(kernel, buffers=(*kernel.buffers, result), phases=phases)
-
-
-def without_loops(nest: Nest, loops: Sequence[str], body: Expr) -> Nest:
-    """The nest with another body, over fewer loops."""
-    gone = {name: Affine() for name in loops}
-    [reduce] = nest.reduces
-    return replace(
-        nest,
-        loops=tuple(o for o in nest.loops if o.name not in loops),
-        axes=tuple(a for a in nest.axes if a[0] not in loops),
-        ranges=tuple(r for r in nest.ranges if r[0] not in loops),
-        reduces=(replace(reduce, body=body, position=reduce.position.substitute(gone)),),
-    )
 
 
 def factors_of(nest: Nest) -> tuple[Load, Load] | None:
