@@ -113,6 +113,13 @@ def constraint_of(value: Any) -> tuple[Constraint, ...]:
     """Constraints from a comparison of affine expressions: ``i <= j``, ``cg.equal(h % 2, 0)``."""
     if isinstance(value, Constraint):
         return (value,)
+    if isinstance(value, bool):
+        raise FormulaError(
+            f"{value} is not a condition on axes: == and != compare how expressions are written",
+            expected="comparisons of affine expressions: i <= j, cg.equal(h % 2, 0)",
+            got=str(value),
+            hint="cg.equal(a, b) for a == b; for a != b the sum over a < b and that over a > b",
+        )
     if isinstance(value, _TRUTHS):
         value = _truth(value)
     if value in (sympy.true, sympy.S.One):

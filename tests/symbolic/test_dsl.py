@@ -243,3 +243,11 @@ def test_refusals(number):
     with pytest.raises(error) as caught:
         make()
     assert message in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_truths_of_python_are_no_conditions(equal: bool) -> None:
+    """== and != compare how expressions are written; such a condition was lost."""
+    i, j = axes("i j")
+    with pytest.raises(FormulaError, match=r"== and != compare .* try cg.equal\(a, b\)"):
+        sum_over(j, tensor("X", (5,))[j], where=[i == j if equal else i != j])
