@@ -240,11 +240,7 @@ def tile_cycles(
                 times /= math.prod(tile[n] for n in along & operand.picking(candidate.vector))
             else:
                 fetched += times * shared * gather_cost(facts, step, machine)
-            rate = _bandwidth(facts, operand, candidate, machine)
-            step = operand.strides.get(facts.order[0], 0)
-            if not packed and rate < machine.l2:
-                rate /= brought_with(step, candidate.width, operand.bytes)
-                rate /= ROWS_APART if is_apart(operand, candidate.vector) else 1.0
+            rate = _rate(facts, operand, candidate, packed, machine)
             fresh = fresh_vectors(facts, operand, candidate.vector, candidate.width, tile)
             if is_read_once(facts, operand):
                 fresh = shared * math.prod(tile[name] for name in along)
@@ -298,6 +294,18 @@ def lines_of_gather(
         between *= facts.reduces[name] if steps[name] else 1
     level = level_of(between, facts.caches, STAYS)
     return 0.0 if level == "L1" else 2 * facts.lanes * LINE / machine.rate_from(level)
+
+
+def _rate(
+    facts: Facts, operand: Operand, candidate: Candidate, packed: bool, machine: Machine
+) -> float:
+    """Bytes per cycle of what is wanted of the vector operand: from far away more comes along."""
+    rate = _bandwidth(facts, operand, candidate, machine)
+    if packed or rate >= machine.l2:
+        return rate
+    step = operand.strides.get(facts.order[0], 0)
+    rate /= brought_with(step, candidate.width, operand.bytes)
+    return rate / (ROWS_APART if is_apart(operand, candidate.vector) else 1.0)
 
 
 def _bandwidth(facts: Facts, operand: Operand, candidate: Candidate, machine: Machine) -> float:

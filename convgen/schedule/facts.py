@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from convgen.affine import Mod
+from convgen.affine import Affine, Mod
 from convgen.ir.layout import size_in_elements
 from convgen.ir.nodes import Buffer, Kernel, Load, Nest, Op
 from convgen.ir.regions import axis_ranges, loop_ranges
@@ -251,8 +251,7 @@ def _operand(
     shifted: set[str] = set()
     together: list[dict[str, int]] = []
     overhangs: list[tuple[frozenset[str], int]] = []
-    inner = {o.name for o in nest.loops if o.reduce is not None}
-    ranges = loop_ranges(nest)
+    inner, ranges = {o.name for o in nest.loops if o.reduce is not None}, loop_ranges(nest)
     for index, edge, size in zip(load.index, load.edges, buffer.shape, strict=True):
         place = in_loops(nest, index)
         if place.hidden_names():
@@ -263,10 +262,8 @@ def _operand(
             steps[name] = 0 if hidden else place.coefficient(name)
         if edge is not None and edge.kind not in ("omit", "halo"):
             edged |= names
-            known = place.names() <= ranges.keys()
-            low, high = place.bounds(ranges) if known else index.bounds(axis_ranges(nest))
-            outside = max(0, -low) + max(0, high - size + 1)
-            overhangs += [(frozenset(names), outside)] if outside else []
+            if outside := _places_outside(place, ranges, index, axis_ranges(nest), size):
+                overhangs.append((frozenset(names), outside))
         if names & inner:
             shifted |= names - inner
         if names - inner and len(names) > 1 and not place.hidden_names():
@@ -330,6 +327,19 @@ def _zeros(load: Load, nest: Nest, buffer: Buffer) -> tuple[Reach, ...]:
         if edge is not None and edge.kind == "zero"
     )
     return tuple(reach for reach in found if reach is not None)
+
+
+def _places_outside(
+    place: Affine,
+    loops: Mapping[str, tuple[int, int]],
+    index: Affine,
+    axes: Mapping[str, tuple[int, int]],
+    size: int,
+) -> int:
+    """How many places of a dimension an index reaches outside of it, over the loops where the nest
+    has them all, else over the axes."""
+    low, high = place.bounds(loops) if place.names() <= loops.keys() else index.bounds(axes)
+    return max(0, -low) + max(0, high - size + 1)
 
 
 def _pitches(
