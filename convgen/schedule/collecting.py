@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 
+from convgen.errors import ScheduleError
 from convgen.ir.layout import size_in_elements
 from convgen.ir.nodes import Kernel, Nest
 from convgen.schedule.directives import Directive, collect
@@ -39,7 +40,10 @@ def summed_first(
         loops = _alone(nest, kernel)
         if not loops or nest.name in folded:
             continue
-        after = collect(*loops, nest=nest.name).apply(kernel, target)
+        try:
+            after = collect(*loops, nest=nest.name).apply(kernel, target)
+        except ScheduleError:  # its loops were changed to run beside others
+            continue
         others = {n.name: n for n in kernel.nests()}
         needed = float(PHASE)
         for one in after.nests():
