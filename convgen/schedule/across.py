@@ -29,6 +29,7 @@ from convgen.schedule.tiles import Candidate, chunks_of, heights
 TURNED = 5.0  # loads that the shuffles of a transposed vector take the time of
 LOWEST = 4  # outputs of a tile that make up for its joining
 WIDEST = 4  # vectors of a chunk without a tile
+WORKING = 4  # registers that are no states
 
 
 def across(facts: Facts) -> Iterator[Candidate]:
@@ -37,7 +38,7 @@ def across(facts: Facts) -> Iterator[Candidate]:
     for vector, extent in facts.reduces.items():
         if extent < 2:
             continue
-        yield Candidate(vector, min(extent, WIDEST * facts.lanes))
+        yield Candidate(vector, min(extent, _width(facts, extent)))
         if extent % facts.lanes or extent < facts.lanes or facts.lanes < 2:
             continue
         room = (facts.registers - 2) // max(1, facts.states)
@@ -48,6 +49,19 @@ def across(facts: Facts) -> Iterator[Candidate]:
             for sizes in heights(length, room, 1):
                 if len(sizes) == 1 and sizes[0] >= LOWEST:
                     yield Candidate(vector, facts.lanes, ((name, sizes),))
+
+
+def _width(facts: Facts, extent: int) -> int:
+    """Of a chunk without a tile: as many vectors as have registers for their states, fewer where
+    those fit exactly."""
+    most = min(WIDEST, room_for_states(facts))
+    fits = [n for n in range(most, most // 2, -1) if extent % (n * facts.lanes) == 0]
+    return (fits or [most])[0] * facts.lanes
+
+
+def room_for_states(facts: Facts) -> int:
+    """Vectors of which the states of all reduces fit the registers, beside what they work with."""
+    return max(1, (facts.registers - WORKING) // max(1, facts.states))
 
 
 def _is_streamed(facts: Facts, operand: Operand, vector: str) -> bool:
@@ -167,8 +181,11 @@ def _may_pack(operand: Operand, candidate: Candidate) -> bool:
     return operand.packable and stride not in (0, 1) and operand.steps[candidate.vector] == 1
 
 
-def good_divisor(extent: int, width: int, lanes: int) -> int:
-    """A divisor of an extent that fills vectors well, 0 where there is none."""
-    fits = [d for d in range(lanes, 2 * width + 1) if extent % d == 0]
+def good_divisor(extent: int, width: int, facts: Facts) -> int:
+    """A divisor of an extent that fills vectors well, best of all wholly; 0 where there is none."""
+    lanes = facts.lanes
+    most = min(2 * width, room_for_states(facts) * lanes)
+    fits = [d for d in range(lanes, most + 1) if extent % d == 0]
     full = [d for d in fits if d >= 0.8 * lanes * -(-d // lanes)]
-    return max(full, default=0)
+    whole = [d for d in full if d % lanes == 0 and d >= width // 2]
+    return max(whole or full, default=0)

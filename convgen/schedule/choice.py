@@ -104,9 +104,10 @@ def candidates(facts: Facts) -> Iterator[Candidate]:
             if width == extent:
                 break
     combiners = [r.combiner for r in facts.nest.reduces]
-    if len(combiners) != 1 or not combiners[0].in_any_order:
+    together = len({facts.nest.leader(i) for i in range(len(combiners))}) == 1
+    if not together or not all(c.in_any_order for c in combiners):
         return
-    if combiners[0].commutative:
+    if all(c.commutative for c in combiners):
         yield from across(facts)
         yield from dots(facts)
     else:  # the elements of a state keep their order where the vector loop is the last of the sum

@@ -112,14 +112,22 @@ def _as_written(nest: Nest, sources: Mapping[str, str]) -> Nest:
     owners |= {loop.base: loop.reduce for loop in nest.loops if loop.base}
     lows = {axis: low for axis, low, _ in nest.ranges}
     loops: list[Loop] = []
-    axes = dict(nest.axes)
+    axes, values = dict(nest.axes), dict[str, Affine]()
+    moved: set[str] = set()
     for axis, low, high in nest.ranges:
-        if axis in axes:
-            reduce = next((owners[n] for n in axes[axis].names() if n in owners), None)
-            loops.append(Loop(axis, high - low, reduce=reduce))
+        if axis not in axes:
+            continue
+        names = axes[axis].names()
+        if names and names <= moved and axes[axis].is_plain:  # where the part of a stage begins
+            same = next((a for a in values if axes[a] == axes[axis]), None)
+            values |= {axis: values[same]} if same else {}
+            continue
+        moved |= names
+        reduce = next((owners[n] for n in names if n in owners), None)
+        loops.append(Loop(axis, high - low, reduce=reduce))
+        values[axis] = Affine.of(axis) + lows[axis]
     loops.sort(key=lambda loop: -1 if loop.reduce is None else loop.reduce)
-    values = tuple((axis, Affine.of(axis) + lows[axis]) for axis in axes if axis in lows)
-    plain = replace(nest, loops=tuple(loops), axes=values, attached=())
+    plain = replace(nest, loops=tuple(loops), axes=tuple(values.items()), attached=())
     return map_nest_exprs(plain, lambda expr: map_expr(expr, unpacked))
 
 

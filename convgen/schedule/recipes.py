@@ -354,7 +354,7 @@ class _Recipe:
             if is_dot(facts, name) and chosen.tile:
                 tail = "peel"
             if tail == "guard":
-                near = good_divisor(extent, chosen.width, facts.lanes)
+                near = good_divisor(extent, chosen.width, facts)
                 if near:
                     self.add(split(name, near))
                 elif self.can_guard(name):

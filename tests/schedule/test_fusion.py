@@ -13,10 +13,12 @@ from convgen.ir.nodes import Kernel, LoopKind
 from convgen.ir.verify import verify
 from convgen.passes.flatten import flatten
 from convgen.passes.lower import lower
+from convgen.schedule.predict import predict
 from convgen.schedule.recipes import default_schedule
 from convgen.schedule.schedule import parse_schedule
 from convgen.symbolic import dsl
-from convgen.symbolic.derive import split
+from convgen.symbolic.derive import grad, split
+from convgen.symbolic.parse import parse
 from convgen.symbolic.program import Program
 from convgen.target import Target, target
 from convgen.types import f32
@@ -86,6 +88,57 @@ def test_long_sums_over_far_operands_come_in_parts(machine: str, width: int, row
     assert not rows or part.loop("w_in").extent == rows
     assert part.loops[0].kind is LoopKind.PARALLEL
     assert "partial" not in check(backward, near)[1]
+
+
+ROWS = """m[i] = max(k: A[i, k])
+s[i] = sum(k: exp(A[i, k] - m[i]))
+Y[i, k] = exp(A[i, k] - m[i]) / s[i]"""
+
+
+@pytest.mark.parametrize("machine", ["x86-64-v4", "x86-64-v3", "aarch64"])
+def test_sums_along_rows_run_row_by_row_in_one_pass(machine: str) -> None:
+    """A sum that reads what another one stores at the same point joins it; lanes lie along the
+    rows, for all sums of the pass; what they store together is a tile of the row's map."""
+    scheduled, text = check(grad(parse(ROWS, A=(8, 264))), target(machine))
+    assert "s: join(ds, dm)" in text and "strided" not in text
+    assert "compute_at(dm, i); compute_at(m, i)" in text and "rfactor(dm_k_in)" in text
+    (nest,) = scheduled.nests()
+    assert [a.nest.name for a in nest.attached] == ["m", "s"]
+    assert {s.buffer for s in nest.attached[1].nest.stores} == {"s_tile", "ds_tile", "dm_tile"}
+    assert len(nest.attached[1].nest.reduces) == 2  # the sums that three stages share
+
+
+@pytest.mark.parametrize("machine", ["x86-64-v4", "x86-64-v3"])
+def test_stages_inside_a_loop_are_counted_once(machine: str) -> None:
+    """Rows twice as many take twice as long, in the stages and in what they are computed in."""
+    takes: list[dict[str, float]] = []
+    for rows in (8, 16):
+        scheduled, _ = check(grad(parse(ROWS, A=(rows, 264))), target(machine))
+        takes.append({p.nest: p.cycles for p in predict(scheduled, target(machine))})
+    assert takes[0].keys() == {"m", "s", "dA"}
+    for name, cycles in takes[0].items():
+        assert 1.8 * cycles < takes[1][name] < 2.2 * cycles
+
+
+BESIDE = """T[i] = sum(r: X[i, r])
+U[i] = sum(r: X[i, r]**2)
+Y[y, x] = T[y] * X[y, x] + U[y{shift}]   for y < 4"""
+
+
+def test_temporaries_stored_together_move_together() -> None:
+    text = "T: join(U)\nY: compute_at(T, y)"
+    nest = lower(parse(BESIDE.format(shift=""), X=(4, 4)))
+    after = parse_schedule(text).apply(nest, MACHINE)
+    assert {"T_tile", "U_tile"} <= {b.name for b in after.buffers}
+    assert not {"T", "U"} & {b.name for b in after.buffers}
+    verify(after, "schedule")
+    assert not difference(nest, after)
+
+
+def test_temporaries_read_in_other_parts_stay() -> None:
+    nest = lower(parse(BESIDE.format(shift=" + 1"), X=(5, 4)))
+    with pytest.raises(ScheduleError, match="stores U too, which is read in other parts"):
+        parse_schedule("T: join(U)\nY: compute_at(T, y)").apply(nest, MACHINE)
 
 
 def strided(what: str, last: bool, dtype: str) -> Program:

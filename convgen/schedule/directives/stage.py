@@ -39,8 +39,9 @@ class ComputeAt(Directive):
     Legal: T is a temporary that only this nest reads, or producers computed inside y already;
     written by one unscheduled nest at plain indices; y an output loop outside all reduces; the
     accesses of T stay inside it (or are packed first) and move together. Points on which parts
-    overlap are computed again. Results of the kernel, T or what is stored beside it, are stored
-    too: there the parts make up the whole and do not overlap.
+    overlap are computed again. Temporaries stored beside T come along where the same is true of
+    them and they are read in the same parts. Results of the kernel, T or what is stored beside it,
+    are stored too: there the parts make up the whole and do not overlap.
     Elsewhere: compute_at (Halide, TVM), overlapped tiling, fusion with recomputation.
     """
 
@@ -80,9 +81,15 @@ class ComputeAt(Directive):
             )
         self._check_producer(nest, producer, kernel)
 
-    def _producer(self, nest: Nest, kernel: Kernel) -> Nest:
+    def _producer(self, nest: Nest, kernel: Kernel, buffer: str = "") -> Nest:
         inside = [a.nest.name for a in nest.attached if a.at == self.loop_name]
-        return find_producer(self, nest, kernel, self.buffer, inside, ("temporary", "output"))
+        roles = ("temporary", "output")
+        return find_producer(self, nest, kernel, buffer or self.buffer, inside, roles)
+
+    def _stored(self, producer: Nest, kernel: Kernel) -> list[str]:
+        """What gets a tile: the buffer, and the temporaries that its nest stores beside it."""
+        others = [s.buffer for s in producer.stores if s.buffer != self.buffer]
+        return [self.buffer, *(b for b in others if kernel.buffer(b).role != "output")]
 
     def _check_producer(self, nest: Nest, producer: Nest, kernel: Kernel) -> None:
         for loop in producer.loops:
@@ -111,13 +118,17 @@ class ComputeAt(Directive):
                 got=", ".join(str(i) for i in own.index),
             )
         results = [s.buffer for s in producer.stores if kernel.buffer(s.buffer).role == "output"]
-        if any(s.buffer not in results for s in others):
-            self.refuse(
-                nest,
-                f"{producer.name} stores another temporary",
-                expected=f"{self.buffer} and results of the kernel",
-                got=", ".join(s.buffer for s in others),
-            )
+        for buffer in self._stored(producer, kernel)[1:]:
+            self._producer(nest, kernel, buffer)
+            shapes = [kernel.buffer(b).shape for b in (buffer, self.buffer)]
+            parts = [_box(replace(self, buffer=b), nest) for b in (buffer, self.buffer)]
+            if shapes[0] != shapes[1] or parts[0] != parts[1]:
+                self.refuse(
+                    nest,
+                    f"{producer.name} stores {buffer} too, which is read in other parts",
+                    expected=f"parts like those of {self.buffer}",
+                    got=f"{buffer} in {nest.name}",
+                )
         if results and not self._is_partition(nest, kernel):
             self.refuse(
                 nest,
@@ -149,39 +160,43 @@ class ComputeAt(Directive):
         producer = self._producer(nest, kernel)
         box = _box(self, nest)
         assert box is not None
-        source = kernel.buffer(self.buffer)
+        stored = self._stored(producer, kernel)
         shape = tuple(span.extent for span in box)
-        name = f"{self.buffer}_tile"
-        tile = Buffer(name, source.dtype, shape, Layout.rowmajor(len(shape)), "scratch")
+        layout = Layout.rowmajor(len(shape))
+        tiles = {
+            b: Buffer(f"{b}_tile", kernel.buffer(b).dtype, shape, layout, "scratch") for b in stored
+        }
         starts = {f"{self.buffer}_at{d}": span.base for d, span in enumerate(box)}
         axes = list(starts)
 
         def change(expr: Expr) -> Expr:
-            if isinstance(expr, Load) and expr.buffer == self.buffer:
+            if isinstance(expr, Load) and expr.buffer in tiles:
                 index = tuple(i - Affine.of(a) for i, a in zip(expr.index, axes, strict=True))
+                name = tiles[expr.buffer].name
                 return replace(expr, buffer=name, index=index, edges=(None,) * len(index))
             return expr
 
         ranges = loop_ranges(nest)
         spans = {a: v.bounds(ranges) for a, v in starts.items()}
         results = tuple(s for s in producer.stores if kernel.buffer(s.buffer).role == "output")
-        inner = _local(producer, self.buffer, box, tile, ranges, source.shape, results)
+        sizes = kernel.buffer(self.buffer).shape
+        inner = _local(producer, self.buffer, box, tiles, ranges, sizes, results)
         places = tuple((a, low, high + 1) for a, (low, high) in spans.items())
 
         def reading(one: Nest) -> Nest:
-            if all(o.buffer != self.buffer for o in loads_of(one)):
+            if all(o.buffer not in tiles for o in loads_of(one)):
                 return one
             moved = map_nest_exprs(one, lambda body: map_expr(body, change))
             axes, spread = (*moved.axes, *starts.items()), (*moved.ranges, *places)
             return replace(moved, axes=axes, ranges=spread)
 
         earlier = tuple(replace(a, nest=reading(a.nest)) for a in nest.attached)
-        attached = (Attached(self.loop_name, inner, name), *earlier)
+        attached = (Attached(self.loop_name, inner, tiles[self.buffer].name), *earlier)
         after = replace(reading(nest), attached=attached)
         kernel = replace_nest(replace_nest(kernel, producer.name, None), nest.name, after)
-        kept = source.role == "output"
-        buffers = tuple(b for b in kernel.buffers if kept or b.name != self.buffer)
-        return replace(kernel, buffers=(*buffers, tile))
+        gone = [b for b in stored if kernel.buffer(b).role != "output"]
+        buffers = tuple(b for b in kernel.buffers if b.name not in gone)
+        return replace(kernel, buffers=(*buffers, *tiles.values()))
 
 
 @dataclass(frozen=True)
@@ -333,15 +348,14 @@ def _local(
     producer: Nest,
     buffer: str,
     box: Box,
-    tile: Buffer,
+    tiles: dict[str, Buffer],
     fixed: dict[str, tuple[int, int]],
     shape: tuple[int, ...],
     results: tuple[StoreNode, ...],
 ) -> Nest:
     """The producer over one box: its loops renamed, its output axes started at the box; it stores
-    in the tile, and results where they belong."""
-    own = _store_of(producer, buffer)
-    prefix = tile.name.removesuffix("_tile")
+    in the tiles, and results where they belong."""
+    own, prefix = _store_of(producer, buffer), buffer
     renamed = {loop.name: Affine.of(f"{prefix}_{loop.name}") for loop in producer.loops}
     dims = {str(i.single): d for d, i in enumerate(own.index)}
     loops: list[Loop] = []
@@ -373,11 +387,12 @@ def _local(
     )
     known = axis_ranges(producer)
     known |= {f"{n}_place": (0, size) for n, size in sizes.items()}
+    kept = [(tile, _store_of(producer, name)) for name, tile in tiles.items()]
     return replace(
         producer,
         loops=tuple(loops),
         axes=tuple(axes.items()),
         ranges=tuple((a, *known[a]) for a in axes),
         guards=tuple(guards),
-        stores=(StoreNode(tile.name, index, own.value), *results),
+        stores=(*(StoreNode(tile.name, index, s.value) for tile, s in kept), *results),
     )

@@ -91,7 +91,8 @@ class Join(Directive):
                 hint=f"{other.name}: join({nest.name})",
             )
         between = nests[names.index(nest.name) + 1 : names.index(other.name)]
-        late = {s.buffer for n in between for one in _inner(n) for s in one.stores}
+        left = (n for n in between if n.name not in self.others)
+        late = {s.buffer for n in left for one in _inner(n) for s in one.stores}
         own = {s.buffer: s.index for s in nest.stores}
         read = {o.buffer for one in _inner(other) for o in loads_of(one)}
         if read & late:
