@@ -21,15 +21,14 @@ def compile(
     subject: Program | Layer | Module,
     *,
     input: Any = None,
-    mode: str = "train",
     search: int = 0,
     **options: Any,
 ) -> Any:
     """Native code for a Program (a kernel to call on arrays) or a network (to run and train).
 
     For a layer or module: input is the shape (batch included), or a list of shapes for several
-    inputs; mode "train" or "infer"; options dtype, target, threads, seed as in `Network`. For a
-    Program the options are those of `convgen.runtime.kernel.compile`: schedule, target, threads,
+    inputs; options mode ("train" or "infer"), dtype, target, threads, seed, memory as in `Network`.
+    For a Program the options are those of `convgen.runtime.kernel.compile`: schedule, target, threads,
     accuracy, layouts; wrt=["X"] compiles its gradients instead. With search=8, instead of a
     schedule, the eight best of the cost model are measured and the fastest is kept, on disk too.
     Raises UserErrors for shapes, options, schedules and targets that do not fit.
@@ -37,7 +36,7 @@ def compile(
     if isinstance(subject, Program):
         if input is not None:
             raise ShapeError("input= is for layers and networks; a program has its own shapes")
-        _check_options(options)
+        _check_options("a program", _OF_PROGRAMS, options)
         wrt = options.pop("wrt", None)
         subject = subject if wrt is None else grad(subject, wrt)
         if search:
@@ -65,24 +64,34 @@ def compile(
         raise ShapeError(
             f"{type(subject).__name__} needs the shape of its input", hint="input=(32, 1, 28, 28)"
         )
+    _check_options("a network", _OF_NETWORKS, options)
     several = bool(input) and isinstance(input[0], Sequence)
     shapes = [tuple(s) for s in input] if several else [tuple(input)]
-    return Network(subject, shapes, mode=mode, **options)
+    return Network(subject, shapes, **options)
 
 
-def _check_options(options: Mapping[str, Any]) -> None:
-    """Refuse options that a program's kernel does not have."""
-    known = ("schedule", "target", "threads", "accuracy", "layouts", "wrt", "search")
+_OF_PROGRAMS = ("schedule", "target", "threads", "accuracy", "layouts", "wrt", "search")
+_OF_NETWORKS = ("mode", "dtype", "target", "threads", "seed", "memory")
+_INSTEAD = {
+    ("a program", "dtype"): "tensors declared with that dtype",
+    ("a program", "memory"): "without: it is for networks; a kernel reports its workspace",
+    ("a program", "mode"): "wrt=[...] for the gradients; modes are for networks",
+    **dict.fromkeys(
+        [("a network", name) for name in ("schedule", "layouts", "accuracy")],
+        "cg.compile(program), for one layer: these are chosen for each kernel of a network",
+    ),
+    ("a network", "wrt"): "model.pullback(wrt=[...])",
+}
+
+
+def _check_options(what: str, known: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Refuse options that what is compiled does not have."""
     for name in options:
         if name not in known:
-            hints = {
-                "dtype": "declare the tensors with that dtype",
-                "memory": "memory= is for networks; a kernel reports its workspace",
-            }
             raise ShapeError(
-                f"compile of a program has no option {name!r}",
+                f"compile of {what} has no option {name!r}",
                 expected="one of " + ", ".join(known),
-                hint=hints.get(name),
+                hint=_INSTEAD.get((what, name)),
             )
 
 
@@ -96,6 +105,7 @@ def load(path: str | Path, *, batch: int | None = None, mode: str = "train", **o
     shapes = [tuple(s) for s in facts["shapes"]]
     if batch is not None:
         shapes = [(batch, *s[1:]) for s in shapes]
+    _check_options("a network", _OF_NETWORKS, {**options, "mode": mode})
     network = Network(Described(facts["graph"]), shapes, mode=mode, dtype=facts["dtype"], **options)
     network.load_state_dict(arrays)
     return network

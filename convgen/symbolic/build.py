@@ -5,18 +5,17 @@ Both doors of the language, dsl and parse, come through here, so both give equal
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import sympy
 from sympy import Expr, Symbol
-from sympy.core.relational import Relational
 
 from convgen.affine import Affine, Constraint, Mod
 from convgen.errors import FormulaError, ShapeError
 from convgen.symbolic import functions, infer
+from convgen.symbolic.conditions import refuse_bool
 from convgen.symbolic.expr import (
     Access,
     Axis,
@@ -35,7 +34,7 @@ from convgen.symbolic.expr import (
     axes_of,
     body_dtype,
 )
-from convgen.symbolic.functions import FUNCTIONS
+from convgen.symbolic.functions import FUNCTIONS, TRUTHS, truth
 from convgen.symbolic.reductions import ARGMAX, ARGMIN, PROD, SUM, left
 from convgen.types import DType, bool_, f32
 
@@ -63,14 +62,14 @@ def clean_body(value: Any) -> Expr:
     if isinstance(value, str):
         raise FormulaError(f"a body is an expression, not the text {value!r}", hint="cg.parse")
     if isinstance(value, bool):
-        value = int(value)
+        refuse_bool(value)
     try:
         body: Any = sympy.sympify(value, strict=True)
     except sympy.SympifyError as error:
         raise FormulaError(
             f"a body cannot hold {value!r}", expected="an expression of accesses, axes, numbers"
         ) from error
-    body = body.xreplace({t: _truth(t) for t in body.atoms(*_TRUTHS)})
+    body = body.xreplace({t: truth(t) for t in body.atoms(*TRUTHS)})
     if not isinstance(body, Expr):
         raise FormulaError(f"a body cannot hold {body}", expected="an expression")
     body = functions.normalize(functions.exact_floats(body))
@@ -93,22 +92,6 @@ KINDS: tuple[Any, ...] = (
 )  # fmt: skip
 
 
-_TRUTHS: tuple[Any, ...] = (Relational, sympy.And, sympy.Or, sympy.Not)
-
-
-def _truth(value: Any) -> Any:
-    """Own functions for what Python's operators made: comparisons joined by & | ~."""
-    if isinstance(value, Relational):
-        return functions.compare(value.rel_op, *value.args)  # type: ignore[attr-defined]
-    args = [_truth(a) for a in value.args]
-    if isinstance(value, sympy.Not):
-        return functions.logical_not(*args)
-    if isinstance(value, (sympy.And, sympy.Or)):
-        join = functions.logical_and if isinstance(value, sympy.And) else functions.logical_or
-        return functools.reduce(join, sorted(args, key=str))
-    return value
-
-
 def constraint_of(value: Any) -> tuple[Constraint, ...]:
     """Constraints from a comparison of affine expressions: ``i <= j``, ``cg.equal(h % 2, 0)``."""
     if isinstance(value, Constraint):
@@ -120,8 +103,8 @@ def constraint_of(value: Any) -> tuple[Constraint, ...]:
             got=str(value),
             hint="cg.equal(a, b) for a == b; for a != b the sum over a < b and that over a > b",
         )
-    if isinstance(value, _TRUTHS):
-        value = _truth(value)
+    if isinstance(value, TRUTHS):
+        value = truth(value)
     if value in (sympy.true, sympy.S.One):
         return ()
     if isinstance(value, functions.logical_and):

@@ -11,9 +11,10 @@ from sympy import Symbol
 
 from convgen.affine import Constraint
 from convgen.errors import FormulaError, ShapeError
+from convgen.symbolic.conditions import Compared
 
 
-class Axis(Symbol):
+class Axis(Compared, Symbol):
     """An index of a formula; equal names are equal axes. Ranges live in the Domain."""
 
     def __new__(cls, name: str) -> Axis:
@@ -24,7 +25,7 @@ class Axis(Symbol):
         return (self.name,), {}
 
 
-class Size(Symbol):
+class Size(Compared, Symbol):
     """A named extent that is bound later (a symbolic batch): N in ``X: f32[N, 3, 8, 8]``.
 
     A dimension of symbolic extent can only be indexed by a plain axis that runs over it.
@@ -41,7 +42,7 @@ class Size(Symbol):
 Extent: TypeAlias = "int | Size"
 
 
-class Result(Symbol):
+class Result(Compared, Symbol):
     """The value of reduce number `reduce` of the same Definition, its result number `item`."""
 
     reduce: int

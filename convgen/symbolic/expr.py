@@ -21,6 +21,7 @@ from sympy import AtomicExpr, Expr, Integer, Symbol
 from convgen.affine import Affine, Constraint, FloorDiv, Mod
 from convgen.errors import FormulaError, ShapeError
 from convgen.symbolic.boundary import ZERO, Boundary, Constant, boundary_of
+from convgen.symbolic.conditions import Compared
 from convgen.symbolic.domain import LARGEST as LARGEST
 from convgen.symbolic.domain import Axis as Axis
 from convgen.symbolic.domain import Domain as Domain
@@ -134,7 +135,7 @@ class Padded(Unindexed):
         return Access(self.tensor, tuple(affine_of(i) for i in items), self.boundary)
 
 
-class Access(AtomicExpr):
+class Access(Compared, AtomicExpr):
     """tensor[index], with a boundary for each dimension. An opaque real number to sympy."""
 
     tensor: Tensor
@@ -218,7 +219,7 @@ class Access(AtomicExpr):
         return Access(self.tensor, index, kinds)
 
 
-class Reduced(AtomicExpr):
+class Reduced(Compared, AtomicExpr):
     """What sum_over and its relatives return: a reduction inside a body that define takes apart.
 
     `axes` in the order written; `where` further constraints; `extents` ranges given with the sum;

@@ -8,11 +8,14 @@ each side, sqrt'(0) = inf.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import sympy
 from sympy import Expr, Function, Integer, Rational, S
+from sympy.core.relational import Relational
 
+from convgen.symbolic.conditions import Compared, refuse_bool, refuse_truth
 from convgen.types import DType, bool_, dtype_of
 
 __all__ = [
@@ -43,15 +46,19 @@ __all__ = [
 ]
 
 
-class _Real(Function):
+class _Real(Compared, Function):
     """A function with real values that sympy neither expands nor reorders."""
 
     is_real = True
     is_commutative = True
 
-    if TYPE_CHECKING:  # sympy's annotations: applying gives a class, arguments have no diff
+    def __new__(cls, *args: Any, **options: Any) -> Any:
+        for a in args:
+            if isinstance(a, bool):
+                refuse_bool(a)
+        return super().__new__(cls, *args, **options)
 
-        def __new__(cls, *args: Any, **options: Any) -> Any: ...
+    if TYPE_CHECKING:  # sympy's annotations: arguments have no diff
 
         @property
         def args(self) -> Any: ...
@@ -59,6 +66,20 @@ class _Real(Function):
 
 class _Truth(_Real):
     """A condition: 1 where it holds, 0 elsewhere, of dtype bool. Its derivative is zero."""
+
+    def __bool__(self) -> bool:
+        refuse_truth(self)
+
+    def __and__(self, other: Any) -> Any:
+        return logical_and(self, truth(sympy.sympify(other)))
+
+    def __or__(self, other: Any) -> Any:
+        return logical_or(self, truth(sympy.sympify(other)))
+
+    def __invert__(self) -> Any:
+        return logical_not(self)
+
+    __rand__, __ror__ = __and__, __or__
 
     def _eval_derivative(self, s: Any) -> Expr:
         return S.Zero
@@ -387,6 +408,22 @@ def compare(operator: str, a: Any, b: Any) -> Any:
             return equal(a, b)
         case _:
             return logical_not(equal(a, b))
+
+
+# What Python's operators make of comparisons and & | ~.
+TRUTHS: tuple[Any, ...] = (Relational, sympy.And, sympy.Or, sympy.Not)
+
+
+def truth(value: Any) -> Any:
+    """Own functions for what Python's operators made: comparisons joined by & | ~."""
+    if isinstance(value, Relational):
+        return compare(value.rel_op, *value.args)  # type: ignore[attr-defined]
+    if isinstance(value, sympy.Not):
+        return logical_not(*(truth(a) for a in value.args))
+    if isinstance(value, (sympy.And, sympy.Or)):
+        join = logical_and if isinstance(value, sympy.And) else logical_or
+        return functools.reduce(join, sorted((truth(a) for a in value.args), key=str))
+    return value
 
 
 def exact(value: float) -> Any:

@@ -105,9 +105,17 @@ class Grammar:
     def body(self) -> Node:
         self._descend()
         left = self.sum()
-        while self.tokens.at(*COMPARISONS):
+        if self.tokens.at(*COMPARISONS):
             operator = self.tokens.next().text
             left = Binary(operator, left, self.sum())
+        if self.tokens.at(*COMPARISONS):
+            raise FormulaError(
+                "a chain of comparisons",
+                where=self.tokens.where(),
+                expected="one comparison in a condition",
+                got=f"a second, {self.tokens.peek().text}",
+                hint="logical_and(a < b, b < c)",
+            )
         self.depth -= 1
         return left
 

@@ -131,3 +131,20 @@ def test_gradients_are_asked_for_by_name_or_tensor() -> None:
     assert derive.grad(program, [w, "X"]) == derive.grad(program, ["W", "X"])
     with pytest.raises(DerivationError, match="no input 'Q'; expected one of X, W"):
         derive.grad(program, dsl.tensor("Q", (4,)))
+
+
+def test_results_of_integers_have_no_gradient() -> None:
+    """As in torch, where the result of argmax requires no gradient; it was a gradient of zeros."""
+    position = parse("Y[n] = argmax(k: X[n, k])", X=(2, 3))
+    for make in (derive.grad, derive.split, derive.steps):
+        with pytest.raises(DerivationError, match="a result of integers, .* try max"):
+            make(position, ["X"])
+
+
+def test_a_position_cast_to_floats_has_a_gradient_of_zeros() -> None:
+    """It was an AssertionError."""
+    check_gradients(parse("Y[n] = cast(argmax(k: X[n, k]), f32)", X=(2, 3)))
+    gradient = derive.grad(parse("Y[n] = argmax(k: X[n, k]) * V[n]", X=(2, 3), V=(2,)))
+    values = {"X": [[1, 3, 2], [4, 5, 6]], "V": [7, 8], "dY": [9, 10]}
+    found = evaluate(gradient, values)
+    assert found["dX"].tolist() == [[0, 0, 0]] * 2 and found["dV"].tolist() == [9, 20]

@@ -37,8 +37,11 @@ def grad(program: Program, wrt: Wrt = None, *, flip: bool = False) -> Program:
     floats but states), in that order; a prime is added where a name is taken. What the gradients
     need of the forward program is computed again.
 
-    Raises DerivationError for names that are no inputs, for integer tensors, and for reductions
-    without an adjoint.
+    A path through integers (argmax, a cast to i32) and the derivatives of step, sign and floor add
+    nothing, as in torch.
+
+    Raises DerivationError for names that are no inputs, for integer tensors, for programs whose
+    outputs are all of integers, and for reductions without an adjoint.
     """
     wanted = _wanted(program, wrt)
     found = adjoints(program, wanted, flip=flip)

@@ -41,11 +41,18 @@ class Outlined:
 
 
 def is_atomic(piece: Definition) -> bool:
-    """One reduction that is not a sum, whose results (cast or not) are the values."""
+    """One reduction that is not a sum, whose results (or positions cast to integers) are the
+    values."""
+
+    def is_result(value: Expr) -> bool:
+        if isinstance(value, cast) and value.dtype.is_integer:
+            return isinstance(value.args[0], Result)
+        return isinstance(value, Result)
+
     return (
         len(piece.reduces) == 1
         and piece.reduces[0].reduction.name != "sum"
-        and all(isinstance(v.args[0] if isinstance(v, cast) else v, Result) for v in piece.values)
+        and all(map(is_result, piece.values))
     )
 
 

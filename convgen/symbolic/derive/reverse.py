@@ -105,6 +105,15 @@ class _Reverse:
                     f"{name} has dtype {inputs[name].dtype}: its gradient does not exist",
                     expected="a tensor of floats",
                 )
+        outputs = self.program.outputs
+        if outputs and not any(t.dtype.is_float for t in outputs):
+            raise DerivationError(
+                f"the gradient of {self.program.name} does not exist: a result of integers, such "
+                "as that of argmax, moves with nothing",
+                expected="an output of floats",
+                got=", ".join(map(str, outputs)),
+                hint="max for the value; cast(..., f32) for a gradient of zeros",
+            )
         if len(set(self.wrt)) != len(self.wrt):
             raise DerivationError("a tensor is asked for twice", got=", ".join(self.wrt))
 
