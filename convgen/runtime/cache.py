@@ -17,6 +17,7 @@ import stat
 import struct
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache as once
@@ -26,6 +27,7 @@ from typing import Any
 import platformdirs
 
 from convgen import knobs
+from convgen.errors import DataError
 
 try:
     import fcntl
@@ -84,17 +86,41 @@ def _sources(folder: str) -> list[str]:
 
 def folder() -> Path | None:
     """The cache folder, made if need be; None when the cache is off or the folder cannot be
-    trusted: not a folder, not the user's own, or open to others and not to be closed. A folder that
-    others may enter has other uses (/tmp): the cache is a closed folder in it.
+    trusted: not a folder, not the user's own, or open to others and not to be closed. Where the
+    user chose that folder, a warning says so, once. A folder that others may enter has other uses
+    (/tmp): the cache is a closed folder in it.
     """
-    if not knobs.CACHE.value:
+    try:
+        return require_folder()
+    except DataError as error:
+        if knobs.CACHE.value and knobs.CACHE_DIR.value is not None:
+            _warn(f"compiled kernels are not kept: {error}")
         return None
+
+
+@once
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=2)
+
+
+def require_folder() -> Path:
+    """The cache folder, or a DataError that says why there is none."""
+    if not knobs.CACHE.value:
+        raise DataError("the cache is off", got="CONVGEN_CACHE=0")
     chosen = knobs.CACHE_DIR.value or Path(platformdirs.user_cache_dir("convgen"))
     try:
         chosen.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return _closed(chosen) if hasattr(os, "getuid") else chosen
-    except OSError:
-        return None
+        place = _closed(chosen) if hasattr(os, "getuid") else chosen
+        reason = "it is not your own"
+    except OSError as error:
+        place, reason = None, error.strerror or str(error)
+    if place is None:
+        raise DataError(
+            f"the cache folder {chosen} cannot be used: {reason}",
+            expected="a folder of your own",
+            hint="CONVGEN_CACHE_DIR=FOLDER",
+        )
+    return place
 
 
 def _closed(place: Path) -> Path | None:

@@ -166,8 +166,10 @@ class Finding:
 def verify_cache(*, certify_all: bool = False) -> Iterator[Finding]:
     """Re-check every record of the cache: its digest, that it is what its key says, and its
     certificate, done again where there is one (everywhere with `certify_all`). Damaged records are
-    built again from what can still be read of them, which the key itself proves right.
+    built again from what can still be read of them, which the key itself proves right. DataError
+    where there is no cache: it is off, or its folder cannot be used.
     """
+    cache.require_folder()
     for key in cache.keys():
         yield _verify(key, certify_all)
 

@@ -23,6 +23,12 @@ CALLS = {
     "evaluate": (lambda: cg.evaluate("Y", {}), "expected a Program, got 'Y'"),
     "schedule": (lambda: cg.compile(LAYER, schedule=3), "expected a Schedule or its text, got 3"),
     "accuracy": (lambda: cg.compile(LAYER, accuracy="x"), "expected a number above 0, got 'x'"),
+    "mode": (lambda: cg.compile(LAYER, mode="infer"), "no option 'mode'; expected one of schedule"),
+    "no option": (lambda: cg.compile(LAYER, fast=True), "a program has no option 'fast'"),
+    "network option": (
+        lambda: cg.compile(cg.nn.ReLU(), input=(1, 2), schedule="x"),
+        "a network has no option 'schedule'; expected one of mode, dtype, target, threads, seed",
+    ),
     "text": (lambda: cg.compile("Y[i] = X[i]"), "try cg.parse(text)"),
     "input": (lambda: cg.compile(cg.nn.ReLU(), input=3), "expected the shape, batch first"),
     "batch": (lambda: cg.compile(cg.nn.ReLU(), input=(-1, 2)), "expected integers >= 1"),

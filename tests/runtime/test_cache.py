@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from convgen import knobs
-from convgen.errors import UserError
+from convgen.errors import DataError, UserError
 from convgen.runtime import build, cache
 from convgen.runtime.cache import Record
 from convgen.runtime.kernel import compile
+from convgen.runtime.verify import verify_cache
 from convgen.symbolic import dsl
 from convgen.symbolic.program import Program
 
@@ -268,3 +269,16 @@ def test_the_same_bytes_whatever_the_hash_seed() -> None:
             ).stdout
         )
     assert len(found) == 1
+
+
+def test_a_folder_that_is_a_file_is_said_once_and_does_without(tmp_path: Path) -> None:
+    """Nothing was said, and `convgen verify` found a cache without records."""
+    (tmp_path / "file").write_text("")
+    with knobs.override(CACHE_DIR=tmp_path / "file"):
+        with pytest.warns(UserWarning, match="not kept: the cache folder .*file cannot be used"):
+            kernel = compile(program())
+        assert kernel(np.ones((4, 6), np.float32))[0, 0] == 3
+        with pytest.raises(DataError, match=r"cannot be used: File exists; .* try CONVGEN_CACHE"):
+            next(verify_cache())
+    with knobs.override(CACHE=False), pytest.raises(DataError, match="the cache is off"):
+        next(verify_cache())
