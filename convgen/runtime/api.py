@@ -28,9 +28,9 @@ def compile(
 
     For a layer or module: input is the shape (batch included), or a list of shapes for several
     inputs; options mode ("train" or "infer"), dtype, target, threads, seed, memory as in `Network`.
-    For a Program the options are those of `convgen.runtime.kernel.compile`: schedule, target, threads,
-    accuracy, layouts; wrt=["X"] compiles its gradients instead. With search=8, instead of a
-    schedule, the eight best of the cost model are measured and the fastest is kept, on disk too.
+    For a Program the options are those of `convgen.runtime.kernel.compile`: schedule, target,
+    threads, accuracy, layouts; wrt=["X"] compiles its gradients instead. With search=8, instead of
+    a schedule, the eight best of the cost model are measured and the fastest is kept, on disk too.
     Raises UserErrors for shapes, options, schedules and targets that do not fit.
     """
     if isinstance(subject, Program):

@@ -122,9 +122,13 @@ def check_program(program: Program) -> Proof:
 
 
 def _where(program: Program, stage: Stage, piece: int) -> str:
-    names = ", ".join(t.name for t in stage.tensors)
     part = f", piece {piece + 1}" if len(stage.pieces) > 1 else ""
-    return f"{program.name}: {names}{part}"
+    return _within(program, ", ".join(t.name for t in stage.tensors)) + part
+
+
+def _within(program: Program, names: str) -> str:
+    """Tensors of a program, which often has the name of the only one."""
+    return names if names == program.name else f"{program.name}: {names}"
 
 
 # ---------------------------------------------------------------------------------------------
@@ -352,7 +356,7 @@ def _tight_bounds(index: Affine, domain: Domain) -> tuple[int, int] | None:
 
 
 def _prove_tensor(program: Program, stage: Stage, tensor: Tensor) -> Cover:
-    where = f"{program.name}: {tensor.name}"
+    where = _within(program, tensor.name)
     writes: list[Write] = []
     for piece in stage.pieces:
         for out in piece.outs:

@@ -340,3 +340,9 @@ def test_symbolic_sizes():
         check_program(sized((n, n), (N, N), {"n": N}))
     with pytest.raises(FormulaError, match="never written"):
         check_program(sized((n, i), (N, 3), {"n": N, "i": 2}))
+
+
+def test_a_message_names_a_program_of_one_tensor_once() -> None:
+    """It was Y: Y: ..."""
+    with pytest.raises(FormulaError, match=r"^Y: Y\[1\] is never written"):
+        parse("Y[2*y] = X[y]", X=(3,)).check()
