@@ -33,12 +33,14 @@ class Work:
 
 
 def work_of(program: Program, built: Built, arrays: Mapping[str, NDArray[Any]]) -> Work:
-    """The work of a program's kernel with the default schedule, counted while it runs once on the
+    """The work of the kernel that was built of a program, counted while it runs once on the
     arrays. Phases follow one another, so their cycles add up. Counting is for x86-64."""
     core = core_of(built.target.cpu_model)
     counted = count_instructions(built, arrays) if built.target.isa == "x86-64" else ()
     phases = [cycles_of(counts, core) for counts in counted]
-    kernel = pipeline.scheduled(lowered(program, True), None, built.target)
+    kernel = pipeline.scheduled(
+        lowered(program, built.made_from["in_place"]), built.schedule or None, built.target
+    )
     return Work(moved(kernel), sum(c for c, _ in phases), max(phases, default=(0.0, ""))[1])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from convgen.errors import DataError, ShapeError
+from convgen.errors import DataError, DerivationError, ShapeError
 from convgen.runtime.arrays import bind_sizes, shape_text
 from convgen.runtime.kernel import compile as compile_kernel
 from convgen.symbolic.derive import grad
@@ -43,7 +43,17 @@ class Function:
             self._checked(value, tensor)
             for value, tensor in zip(inputs, self.program.inputs, strict=True)
         ]
-        results = self._call(*arrays)
+        try:
+            results = self._call(*arrays)
+        except TypeError as error:
+            if "forward-mode" not in str(error):
+                raise
+            raise DerivationError(
+                "jax.jvp, jacfwd and hessian ask for forward mode",
+                expected="reverse mode: jax.grad, vjp, jacrev",
+                where=self.program.name,
+                hint="jacrev(jacrev(f)) for hessian(f); cg.grad(cg.grad(program)) holds the jvp",
+            ) from None
         return results[0] if len(results) == 1 else results
 
     def _checked(self, value: Any, tensor: Tensor) -> Any:

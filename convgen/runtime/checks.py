@@ -33,6 +33,7 @@ from convgen.symbolic.evaluate_scalar import Numbers, primal
 from convgen.symbolic.expr import Tensor, fixed
 from convgen.symbolic.program import Origin, Program
 from convgen.symbolic.resize import Family
+from convgen.symbolic.rewrite import one_pass
 from convgen.target import Target
 
 PRECISION = 1e-30  # of results in 50 digits, relative to the largest
@@ -360,7 +361,7 @@ def check_loops(
         worst = max(worst, found)
     member = rebuilt(program, small.base)
     naive = lower(member)
-    laid = arranged(naive, layouts or {})
+    laid = arranged(_loops(program, member), layouts or {})
     stages = _staged(laid, schedule if own else None, target) or _staged(laid, None, target)
     given = kernel_inputs(naive, small.signed)
     if stages is None or work(naive) > _LOOPS:
@@ -394,7 +395,7 @@ def _same_schedule(
             continue
         member = rebuilt(program, base)
         naive = lower(member)
-        laid = arranged(naive, layouts)
+        laid = arranged(_loops(program, member), layouts)
         stages = _staged(laid, schedule, target) if work(naive) <= _LOOPS else None
         if stages is not None:
             given = kernel_inputs(naive, small.signed)
@@ -403,6 +404,13 @@ def _same_schedule(
             got = interpret(stages.scheduled, known)
             return member, largest_difference(interpret(naive, given), got)
     return None
+
+
+def _loops(program: Program, member: Program) -> Kernel:
+    """The loops of a member before a schedule, rewritten where those of the program are
+    (`build.lowered`): the program's schedule names them."""
+    rewritten = one_pass(program) is not program
+    return lower(one_pass(member, large=1) if rewritten else member)
 
 
 def _scheduled_values(family: Family, schedule: str) -> Iterator[list[int]]:

@@ -214,7 +214,11 @@ def _plain_text(index: Affine) -> str:
 
 def _ambiguous(key: Key, question: Question) -> ShapeError:
     name = flat_name(key)
-    seen = [u.where for u in question.uses if name in u.index.names()]
+    uses = [u for u in question.uses if name in u.index.names()]
+    for use in uses:
+        if isinstance(use.extent, Size) and use.index.single is None:
+            return _not_plain(use, use.extent)
+    seen = [u.where for u in uses]
     how = "no access uses it"
     if seen:
         how = f"{seen[0]} does not bound it" + (" (nor do others)" if len(seen) > 1 else "")
@@ -225,6 +229,15 @@ def _ambiguous(key: Key, question: Question) -> ShapeError:
     )
 
 
+def _not_plain(use: Use, extent: Size) -> ShapeError:
+    return ShapeError(
+        f"{use.where} has the symbolic extent {extent}",
+        expected=f"a plain axis that runs over 0..{extent}",
+        got=_plain_text(use.index),
+        hint=f"a fixed extent instead of {extent}",
+    )
+
+
 def check_sizes(question: Question, spans: Mapping[Key, Span]) -> None:
     """A dimension of symbolic extent is indexed by a plain axis that runs over it, nothing else."""
     names = {flat_name(k): v for k, v in spans.items()}
@@ -232,12 +245,7 @@ def check_sizes(question: Question, spans: Mapping[Key, Span]) -> None:
         if isinstance(use.extent, Size):
             single = use.index.single
             if single is None or names.get(single) != (0, use.extent):
-                raise ShapeError(
-                    f"{use.where} has the symbolic extent {use.extent}",
-                    expected=f"a plain axis that runs over 0..{use.extent}",
-                    got=_plain_text(use.index),
-                    hint=f"a fixed extent instead of {use.extent}",
-                )
+                raise _not_plain(use, use.extent)
 
 
 def check_reach(question: Question, spans: Mapping[Key, Span]) -> None:

@@ -83,3 +83,15 @@ def test_programs_with_states_are_refused():
     text = "program s\nstate P: f32[4]\ntensor G: f32[4]\nP2[i] = P[i] - G[i]\nupdate P <- P2"
     with pytest.raises(cg.DataError, match="updates states"):
         cg.jax.function(cg.parse(text))
+
+
+def test_forward_mode_is_refused_with_the_way_round_it(function, arrays):
+    x, w, b = arrays
+
+    def of(v):
+        return function(v, w, b).sum()
+
+    for ask in (jax.hessian(of), jax.jacfwd(of), lambda v: jax.jvp(of, (v,), (v,))):
+        with pytest.raises(cg.DerivationError, match=r"reverse mode: .*; try jacrev\(jacrev\(f\)"):
+            ask(x)
+    assert jax.jacrev(jax.jacrev(of))(x).shape == x.shape * 2

@@ -345,3 +345,16 @@ def test_an_exported_bundle_is_sound(tmp_path):
     export(program, tmp_path / "out", name="triple")
     states = {finding.state for finding in verify.verify_bundle(tmp_path / "out")}
     assert states == {"sound"}
+
+
+def test_the_loops_that_are_checked_are_those_of_the_rewritten_program():
+    """The kernel's stages came from a rewrite, the loops beside it from the program as written: its
+    own schedule fitted no member."""
+    text = "program m\ntensor X: f32[512, 32, 16]\nM[c] = sum(n, w: X[n, w, c]) / 16384\n"
+    layer = parse(text + "V[c] = sum(n, w: (X[n, w, c] - M[c])**2) / 16384")
+    built = build_program(layer)
+    assert "M_part" in built.schedule
+    small = checks.small_of(layer)
+    found = checks.check_loops(layer, small, built.schedule, built.target, False)
+    assert found.passed and "M_part" in found.facts["schedule_at_small_size"]
+    assert "own_schedule" in found.facts

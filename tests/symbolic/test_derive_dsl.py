@@ -148,3 +148,28 @@ def test_a_position_cast_to_floats_has_a_gradient_of_zeros() -> None:
     values = {"X": [[1, 3, 2], [4, 5, 6]], "V": [7, 8], "dY": [9, 10]}
     found = evaluate(gradient, values)
     assert found["dX"].tolist() == [[0, 0, 0]] * 2 and found["dV"].tolist() == [9, 20]
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "second"),
+    [
+        ("Y[] = sum(i: X[i, i])", "select(i == i', dY[], 0)", "ddY[] = sum(i': ddX[i', i'])"),
+        ("Y[i] = sum(j where j <= i: X[i, j])", "select(j <= i, dY[i], 0)", "j where j <= i: ddX"),
+        ("Y[i] = 3 * X[i, 2 - i]", "select(i + h == 2, 3 * dY[i], 0)", "3 * ddX[i, 2 - i]"),
+    ],
+)
+def test_a_term_that_is_there_or_not_is_a_choice(text: str, first: str, second: str) -> None:
+    """It was sum(t < 1 where i == i': dY[]), over an axis that meant nothing; the conditions of the
+    choice are equations again when it is derived."""
+    program = parse(text, X=(3, 3))
+    gradient = check_gradients(program)
+    assert first in str(gradient)
+    assert second in str(check_gradients(gradient))
+
+
+def test_a_choice_on_axes_is_solved() -> None:
+    """dV[i] was a sum of a choice over j; a stage that is read again stays as it was written."""
+    program = parse("D[i, j] = select(i == j, V[i], 0) for j < 3\nY[i, j] = D[i, j]**2", V=(3,))
+    gradient = check_gradients(program)
+    assert "D[i, j] = select(i == j, V[i], 0)" in str(gradient)
+    assert "dV[i] = dD[i, i]" in str(gradient)

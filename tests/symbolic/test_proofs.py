@@ -8,6 +8,7 @@ from convgen.affine import Affine, Constraint, FloorDiv, Mod
 from convgen.errors import FormulaError, ShapeError
 from convgen.symbolic.evaluate import evaluate
 from convgen.symbolic.expr import Definition, Domain, Range, Result, Size, affine_of, axes
+from convgen.symbolic.parse import parse
 from convgen.symbolic.program import Program
 from convgen.symbolic.proofs import check_program
 from convgen.symbolic.proofs_cover import (

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from sympy import Expr
 
 from convgen.affine import Affine
+from convgen.symbolic.derive.choices import sum_choices
 from convgen.symbolic.derive.scalar import affine_in_results, exchange
 from convgen.symbolic.expr import (
     Access,
@@ -60,6 +61,7 @@ def outline(stage: Stage, name: Callable[[str], str]) -> Outlined:
     """The stages equivalent to a stage, all of the three kinds; `name` gives a free name."""
     if stage.backward is not None:
         return Outlined([stage])
+    stage = sum_choices(stage)
     pieces: list[Definition] = []
     before: list[Stage] = []
     for piece in stage.pieces:

@@ -15,6 +15,7 @@ from sympy import Expr, Integer
 
 from convgen.affine import Affine, Constraint
 from convgen.errors import DerivationError
+from convgen.symbolic.derive.choices import choose_terms
 from convgen.symbolic.derive.counting import join_digits
 from convgen.symbolic.derive.merge import merge_pieces, merge_sums
 from convgen.symbolic.derive.points import fix_points
@@ -83,7 +84,7 @@ def assemble(
     hints = parts[0].names if parts else ("i",) * tensor.rank
     walk((), [] if 0 in tensor.shape else list(parts))
     stage = Stage((tensor,), tuple(pieces))
-    return fix_points(merge_pieces(stage, hints)) if merge else stage
+    return choose_terms(fix_points(merge_pieces(stage, hints))) if merge else stage
 
 
 # ---------------------------------------------------------------------------------------------

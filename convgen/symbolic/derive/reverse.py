@@ -9,6 +9,7 @@ from sympy import Expr, Integer
 
 from convgen.affine import Affine, Constraint
 from convgen.errors import DerivationError
+from convgen.symbolic.derive.choices import choose_terms
 from convgen.symbolic.derive.custom import inline, is_first, written_by
 from convgen.symbolic.derive.folds import fold_parts
 from convgen.symbolic.derive.gather import solve
@@ -135,6 +136,8 @@ class _Reverse:
                     outlined.stages[i] = self._stage(stage)
                 elif is_first(self.program, stage):
                     self._custom(stage.backward)
+        for outlined in self.ahead:
+            outlined.stages = [choose_terms(stage) for stage in outlined.stages]
         results: list[Tensor] = []
         inputs = {t.name: t for t in self.program.inputs}
         for name in self.wrt:
