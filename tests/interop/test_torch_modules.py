@@ -214,3 +214,17 @@ def test_losses_and_optimizer_steps_are_functions_too():
     values, gradient = torch.ones(4), torch.full((4,), 0.25)
     step(values, gradient, 0.5)
     assert torch.equal(values, torch.full((4,), 0.875))
+
+
+def test_results_that_the_backward_does_not_read_may_change_in_place():
+    """A convolution before ReLU(inplace=True) or += was refused by autograd."""
+    layer = cg.torch.Module(cg.nn.Conv2d(3, 4, 3))
+    own = torch.nn.Conv2d(3, 4, 3)
+    own.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 3, 6, 6)
+    for module in (layer, own):
+        (torch.nn.ReLU(inplace=True)(module(x).mul_(2)) ** 2).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, own.weight.grad, rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeError, match="inplace"):  # exp is read again: exp' = exp
+        f = cg.torch.function(cg.parse("Y[i] = exp(X[i])", X=(3,)))
+        f(torch.ones(3, requires_grad=True)).mul_(2).sum().backward()

@@ -241,10 +241,15 @@ class Operator:
         floats = self.family.floats
         ctx.mark_non_differentiable(*[o for i, o in enumerate(output) if i not in floats])
         ctx.save = save
+        # A result that is not read may change in place: relu_ after a convolution.
+        reads = self._reads(tensors, save) if save else None
+        made = output if save else ()
+        if reads is not None:
+            made = (*_where(reads[len(tensors) :], output[:-1]), output[-1])
         # States change in place after the call.
         for i in self.family.states:
             tensors[i] = tensors[i].clone()
-        ctx.save_for_backward(*tensors, *(output if save else ()))
+        ctx.save_for_backward(*tensors, *made)
 
     def _backward(self, ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         return self._gradients_to(ctx.needs_input_grad, ctx, cotangents)
@@ -277,14 +282,15 @@ class Operator:
     ) -> list[Tensor | None]:
         """Arguments, results and saved block, with None for what the backward does not read."""
         held: list[Tensor | None] = [*tensors, *made]
+        reads = self._reads(tensors, save)
+        return held if reads is None else [*_where(reads, held[:-1]), held[-1]]
+
+    def _reads(self, tensors: Sequence[Tensor], save: int) -> list[bool] | None:
+        """Whether the backward reads each argument and result; None where a size is unknown."""
         if any(isinstance(e, torch.SymInt) for t in tensors for e in t.shape):
-            return held
+            return None
         dtype = network_dtype(self.family, tensors)
-        recipe = self._recipe(tuple(tuple(t.shape) for t in tensors), dtype, save)
-        names = [*recipe.names, *(s.name for s in recipe.results)]
-        return [t if n in recipe.reads else None for t, n in zip(held, names, strict=False)] + [
-            held[-1]
-        ]
+        return self._recipe(tuple(tuple(t.shape) for t in tensors), dtype, save).reads
 
     def gradient(self, wrt: tuple[int, ...]) -> Operator:
         """The operator of the gradients to some arguments: arguments, then cotangents."""
@@ -314,6 +320,10 @@ class _Transformed(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Any) -> Any:
         found = ctx.maker._gradients_to(ctx.needs_input_grad[2:], ctx, cotangents)
         return None, None, *found[:-1]
+
+
+def _where(wanted: Sequence[bool], tensors: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    return [t if w else None for w, t in zip(wanted, tensors, strict=True)]
 
 
 def _argument_names(names: Sequence[str]) -> list[str]:

@@ -230,10 +230,11 @@ class Recipe:
                 )
 
     @cached_property
-    def reads(self) -> frozenset[str]:
-        """Names of what the backward reads."""
+    def reads(self) -> list[bool]:
+        """Whether the backward reads each argument, then each result."""
         assert self.behind is not None
-        return frozenset(t.name for t in self.behind.inputs)
+        names = {t.name for t in self.behind.inputs}
+        return [n in names for n in (*self.names, *(s.name for s in self.results))]
 
     def _caller(self, program: Program, names: Sequence[str]) -> Caller:
         built = build_program(program, self.options.target, self.options.schedule, in_place=False)
