@@ -41,6 +41,12 @@ def view_of(value: Any, name: str, where: str) -> Array:
     (a tensor that requires a gradient).
     """
     if isinstance(value, np.ndarray):
+        if np.ma.is_masked(value):
+            raise DataError(
+                f"{name} has masked elements, which kernels would read",
+                where=where,
+                hint=f"{name}.filled(...)",
+            )
         return cast(Array, value)
     if not hasattr(value, "__array_interface__") and hasattr(value, "__dlpack__"):
         try:
@@ -75,9 +81,11 @@ def as_array(value: Any, tensor: Tensor, where: str) -> Array:
         raise DataError(
             f"{tensor.name} has the wrong dtype",
             expected=str(wanted),
-            got=_dtype_text(array),
+            got=_dtype_text(array) if array.dtype != object else type(value).__name__,
             where=where,
-            hint=f"{tensor.name}.astype(np.{wanted})",
+            hint=f"{tensor.name}.astype(np.{wanted})"
+            if hasattr(value, "astype")
+            else f"np.asarray({tensor.name}, np.{wanted})",
         )
     if array.ndim != len(tensor.shape):
         raise DataError(

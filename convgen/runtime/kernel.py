@@ -106,7 +106,7 @@ class CompiledKernel(Addressed, Arranged, ShowsProgram):
         self.target = target
         self.threads = threads
         self.accuracy = accuracy
-        self._request = schedule
+        self._request, self._wanted_layouts = schedule, layouts
         self._lock = threading.Lock()
         self._specials: dict[tuple[tuple[str, int], ...], Special] = {}
         self._updated = frozenset(state for state, _ in program.updates)
@@ -122,6 +122,11 @@ class CompiledKernel(Addressed, Arranged, ShowsProgram):
         self._copiers: dict[str, CompiledKernel] = {}
         if not program.sizes():
             self._special({})
+
+    def __reduce__(self) -> Any:
+        """Copies, and kernels in another process, are made again (from the cache)."""
+        made_from = (self.program, self._request, self.target, self.threads, self.accuracy)
+        return CompiledKernel, (*made_from, self._wanted_layouts)
 
     # ------------------------------------------------------------------------------- calling
 

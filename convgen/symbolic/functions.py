@@ -185,6 +185,12 @@ class select(_Real):
         return select(condition, a.diff(s), b.diff(s))
 
 
+def _of_the_winner(first: Expr, second: Expr, da: Expr, db: Expr) -> Expr:
+    """The derivative of what wins: the first, the second, or half of each."""
+    half = Rational(1, 2)
+    return da if da == db else select(first, da, select(second, db, half * da + half * db))
+
+
 class maximum(_Real):
     """maximum(a, b): the larger; NaN if either is NaN. Ties send half of the gradient to each."""
 
@@ -198,11 +204,7 @@ class maximum(_Real):
 
     def _eval_derivative(self, s: Any) -> Expr:
         a, b = self.args
-        da, db = a.diff(s), b.diff(s)
-        if da == db:
-            return da
-        half = Rational(1, 2)
-        return select(less(b, a), da, select(less(a, b), db, half * da + half * db))
+        return _of_the_winner(less(b, a), less(a, b), a.diff(s), b.diff(s))
 
 
 class minimum(_Real):
@@ -218,11 +220,7 @@ class minimum(_Real):
 
     def _eval_derivative(self, s: Any) -> Expr:
         a, b = self.args
-        da, db = a.diff(s), b.diff(s)
-        if da == db:
-            return da
-        half = Rational(1, 2)
-        return select(less(a, b), da, select(less(b, a), db, half * da + half * db))
+        return _of_the_winner(less(a, b), less(b, a), a.diff(s), b.diff(s))
 
 
 class step(_Real):

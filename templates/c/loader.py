@@ -12,7 +12,9 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import json
+import os
 import platform
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -187,22 +189,32 @@ class Bundle:
         if code:
             raise BundleError(f"{NAME}: {self._call('error_text', code).decode()}")
 
+    def _run(self, name, *arguments):
+        """A call of the kernels. The pool serves one at a time."""
+        if self._parallel is None:
+            self._raise(self._call(name, *arguments))
+        else:
+            with self._turn:
+                self._raise(self._call(name, *arguments))
+
     def _start_pool(self, threads):
         self._pool = None
         self._parallel = None
+        self._turn = threading.Lock()
+        self._process = os.getpid()
         if threads > 1:
             self._pool = _memory(self._call("pool_bytes"))
+            self._pool_address = self._pool.ctypes.data
             self._parallel = _Parallel()
             self._raise(
-                self._call(
-                    "pool_start", self._pool.ctypes.data, threads, ctypes.byref(self._parallel)
-                )
+                self._call("pool_start", self._pool_address, threads, ctypes.byref(self._parallel))
             )
 
     def close(self):
-        """End the threads of the pool."""
+        """End the threads of the pool; later calls run in the caller alone."""
         if self._pool is not None:
-            self._call("pool_stop", self._pool.ctypes.data)
+            if self._process == os.getpid():
+                self._call("pool_stop", self._pool_address)
             self._pool = self._parallel = None
 
     def __del__(self):
@@ -274,7 +286,11 @@ class Bundle:
         return spans
 
     def _parallel_pointer(self):
-        return None if self._parallel is None else ctypes.byref(self._parallel)
+        if self._parallel is None:
+            return None
+        if self._process != os.getpid():  # forked: the threads stayed behind
+            self._start_pool(self._parallel.workers)
+        return ctypes.byref(self._parallel)
 
     def _work(self, batch):
         size = self._call("workspace_bytes", self._context.ctypes.data, batch, self._workers)
@@ -310,20 +326,18 @@ class Bundle:
         if save:
             size = self._call("saved_bytes", self._context.ctypes.data, batch)
             saved = _memory(max(size, 0))
-        self._raise(
-            self._call(
-                "forward_checked",
-                self._spans([self._context]),
-                batch,
-                self._spans(x),
-                self._spans([self._packed]),
-                self._spans(self.states),
-                seed,
-                self._spans(y),
-                self._spans([saved]) if save else None,
-                self._spans([self._work(batch)]),
-                self._parallel_pointer(),
-            )
+        self._run(
+            "forward_checked",
+            self._spans([self._context]),
+            batch,
+            self._spans(x),
+            self._spans([self._packed]),
+            self._spans(self.states),
+            seed,
+            self._spans(y),
+            self._spans([saved]) if save else None,
+            self._spans([self._work(batch)]),
+            self._parallel_pointer(),
         )
         if save:
             self._last = (batch, x, saved)
@@ -342,20 +356,18 @@ class Bundle:
         dy = self._checked("dy", dy, batch)
         inputs = self._own("dx", batch) if dx else None
         grads = self._own("grads", batch)
-        self._raise(
-            self._call(
-                "backward_checked",
-                self._spans([self._context]),
-                batch,
-                self._spans(x),
-                self._spans(dy),
-                self._spans([self._packed]),
-                self._spans([saved]),
-                self._spans(inputs),
-                self._spans(grads),
-                self._spans([self._work(batch)]),
-                self._parallel_pointer(),
-            )
+        self._run(
+            "backward_checked",
+            self._spans([self._context]),
+            batch,
+            self._spans(x),
+            self._spans(dy),
+            self._spans([self._packed]),
+            self._spans([saved]),
+            self._spans(inputs),
+            self._spans(grads),
+            self._spans([self._work(batch)]),
+            self._parallel_pointer(),
         )
         return inputs, grads
 
@@ -384,23 +396,21 @@ class Bundle:
         element = _DTYPES[self._arrays["weights"][0]["dtype"]]
         rates = np.ascontiguousarray(rates, element)
         loss = np.zeros((), element)
-        self._raise(
-            self._call(
-                "step_checked",
-                self._spans([self._context]),
-                batch,
-                self._spans(x),
-                self._spans([labels]),
-                self._spans(self._weights),
-                self._spans([self._packed]),
-                self._spans(self._optimizer),
-                self._spans(self.states),
-                self._spans([rates]),
-                seed,
-                self._spans([self._work(batch)]),
-                self._parallel_pointer(),
-                self._spans([loss]),
-            )
+        self._run(
+            "step_checked",
+            self._spans([self._context]),
+            batch,
+            self._spans(x),
+            self._spans([labels]),
+            self._spans(self._weights),
+            self._spans([self._packed]),
+            self._spans(self._optimizer),
+            self._spans(self.states),
+            self._spans([rates]),
+            seed,
+            self._spans([self._work(batch)]),
+            self._parallel_pointer(),
+            self._spans([loss]),
         )
         return float(loss)
 

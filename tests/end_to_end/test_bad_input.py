@@ -208,6 +208,24 @@ def test_arrays_that_are_none() -> None:
             kernel(value)
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (None, r"expected float32, got NoneType; try np.asarray\(X, np.float32\)"),
+        ([1.0, 2.0, 3.0], r"expected float32, got float64; try np.asarray\(X, np.float32\)"),
+        (np.zeros(3), r"got float64; try X.astype\(np.float32\)"),
+        (np.ma.masked_array(np.ones(3, np.float32), [0, 1, 0]), "masked elements, .* X.filled"),
+    ],
+)
+def test_what_to_try_with_other_arrays(value: object, message: str) -> None:
+    """What is no array has no astype; masks were dropped without a word."""
+    kernel = cg.compile(cg.parse("Y[i] = 2 * X[i]", X=(3,)))
+    with pytest.raises(cg.DataError, match=message):
+        kernel(value)
+    whole = np.ma.masked_array(np.ones(3, np.float32), [0, 0, 0])
+    assert np.array_equal(kernel(whole), [2, 2, 2])
+
+
 def test_gradients_with_bad_arrays() -> None:
     """A derived kernel checks its cotangent as any other input; strided ones are copied."""
     program = cg.nn.Conv1d(2, 3, 3, padding=1).program((2, 2, 6))

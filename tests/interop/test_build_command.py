@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -60,6 +61,47 @@ def test_a_saved_network_keeps_its_weights(tmp_path):
     bundle = load(tmp_path / "out", "net").Bundle()
     assert np.array_equal(bundle.forward(x), model.predict(x))
     _check_calls_at_the_same_time(bundle, x)
+
+
+# The pool served two callers at once, and threads that a fork had left behind: both hung.
+WITH_A_POOL = """
+import os, threading
+import numpy as np
+from net import Bundle
+
+bundle = Bundle(threads=2)
+x = np.ones((4, 4, 32, 32), np.float32)
+wanted, wrong = bundle.forward(x), []
+
+
+def work():
+    for _ in range(300):
+        if not np.array_equal(bundle.forward(x), wanted):
+            wrong.append(1)
+
+
+callers = [threading.Thread(target=work) for _ in range(6)]
+for caller in callers:
+    caller.start()
+for caller in callers:
+    caller.join()
+print("different" if wrong else "same", flush=True)
+child = os.fork()
+if child == 0:
+    print("same" if np.array_equal(bundle.forward(x), wanted) else "different", flush=True)
+    bundle.close()
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+
+
+def test_a_pool_serves_one_caller_after_another_and_none_of_another_process(tmp_path):
+    done = build("Conv2d(4, 16, 3)", "--input", "4,4,32,32", "-o", str(tmp_path), "--name", "net")
+    assert done.exit_code == 0, done.output
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_A_POOL], cwd=tmp_path, timeout=60, capture_output=True
+    )
+    assert done.stdout == b"same\nsame\n", done.stderr
 
 
 def _check_calls_at_the_same_time(bundle, x):

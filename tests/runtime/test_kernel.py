@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import mmap
+import pickle
 import threading
 
 import numpy as np
@@ -409,3 +411,16 @@ def test_nan_and_infinity_pass_through() -> None:
     values = np.array([np.nan, np.inf, -np.inf, 1], np.float32)
     got = compile(dsl.define("B", [Y], 2 * a[Y] + 1))(values)
     np.testing.assert_array_equal(got, 2 * values + 1)
+
+
+def test_kernels_are_copied_and_go_to_other_processes():
+    """It was "cannot pickle '_thread.lock'"."""
+    program = parse("Y[n, k] = sum(c: X[n, c] * W[k, c])", X=("N", 6), W=(8, 6))
+    kernel = compile(program, schedule="split(k, 4)", threads=1)
+    x, w = np.ones((3, 6), np.float32), np.arange(48, dtype=np.float32).reshape(8, 6)
+    for other in (copy.deepcopy(kernel), copy.copy(kernel), pickle.loads(pickle.dumps(kernel))):
+        assert other is not kernel and np.array_equal(other(x, w), kernel(x, w))
+        assert str(other.schedule) == str(kernel.schedule) and other.threads == 1
+        assert other.target == kernel.target
+    laid = compile(program.bind(N=3), layouts={"X": "ba"})
+    assert pickle.loads(pickle.dumps(laid)).layouts == laid.layouts
