@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+from convgen.ir.nodes import Nest
+from convgen.schedule.access import in_loops
 from convgen.schedule.facts import Facts, Operand
 from convgen.schedule.machine import FILLED, Machine
 from convgen.schedule.reuse import LINE, share_of_sets
@@ -11,6 +15,14 @@ from convgen.schedule.tiles import Candidate
 
 AHEAD = 0.35  # of a copy that is taken to serve many calls: as many are taken to make their own
 REUSED = 16  # uses of an element in a call from which its copy is taken to serve many calls
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A copy that a nest reads instead of an operand, and the loop that lies innermost in it."""
+
+    operand: Operand
+    loops: tuple[str, ...]
 
 
 def pack_choices(facts: Facts, candidate: Candidate) -> list[frozenset[str]]:
@@ -63,6 +75,23 @@ def first_of(facts: Facts, packs: frozenset[str]) -> list[Operand]:
         if operand.load.buffer in packs:
             found.setdefault(operand.load.buffer, operand)
     return list(found.values())
+
+
+def copies_of(
+    nest: Nest, facts: Facts, candidate: Candidate, tile: Sequence[str], vector: str
+) -> list[Copy]:
+    """The copies of a candidate, whose axes are cut into loops; the one that vectors run along, or
+    one of the tile, lies innermost."""
+    found: list[Copy] = []
+    for operand in first_of(facts, candidate.packs):
+        loops: tuple[str, ...] = ()
+        last = in_loops(nest, operand.load.index[-1]).names()
+        if candidate.vector in operand.strides:
+            loops = (vector,)
+        elif any(t in last for t in tile):
+            loops = (next(t for t in tile if t in last),)
+        found.append(Copy(operand, loops))
+    return found
 
 
 def pack_cycles(facts: Facts, operand: Operand, candidate: Candidate, machine: Machine) -> float:

@@ -68,16 +68,25 @@ def stored_order(nest: Nest, outer: Sequence[str], kernel: Kernel) -> list[str]:
 
 
 def best_order(
-    nest: Nest, outer: Sequence[str], kernel: Kernel, target: Target, machine: Machine
+    nest: Nest,
+    outer: Sequence[str],
+    kernel: Kernel,
+    target: Target,
+    machine: Machine,
+    passed: Callable[[str], float],
 ) -> list[str]:
-    """The outer loops in the order that waits least for caches and memory; equal ones as they
-    stand."""
+    """The outer loops in the order that waits least for caches, memory and other workers; equal
+    ones as they stand. passed: the bytes that workers read and others have written, by the loop
+    that is shared out among them."""
     counts = {name: trips(nest.loop(name)) for name in outer}
     free = [name for name in outer if counts[name] > 1][-MOST:]
     if len(free) < 2:
         return list(outer)
     touched = _touched(nest, free, kernel)
-    costs = {o: _cycles(o, counts, touched, target, machine) for o in permutations(free)}
+    costs = {
+        o: _cycles(o, counts, touched, target, machine) + passed(o[0]) / machine.passed
+        for o in permutations(free)
+    }
     enough = ENOUGH * min(costs.values())
     good = [order for order, found in costs.items() if found <= enough]
     chosen = min(good, key=lambda o: _moved(o, counts, touched, STAYS[2] * target.l3))

@@ -27,6 +27,7 @@ class Machine:
     latency     cycles of a dependent multiply-add  gather     cycles per gathered element
     l2, l3, memory   bytes per cycle from each level
     swept       the same from the third cache, of what a loop reads in order; 0 for no more
+    passed      bytes per cycle of what other cores have written a moment ago, a share of it theirs
     scatter     cycles per element stored or copied with a step
     copy        cycles per element copied in order
     clock       billions of cycles a second, for times that are predicted
@@ -42,6 +43,7 @@ class Machine:
     l3: float = 14.0
     memory: float = 6.0
     swept: float = 0.0
+    passed: float = 1.0
     scatter: float = 1.5
     copy: float = 0.3
     clock: float = 4.0

@@ -16,7 +16,6 @@ from convgen.errors import ScheduleError
 from convgen.ir.nodes import Kernel, Loop, LoopKind, Nest
 from convgen.schedule.access import (
     around_tiles,
-    in_loops,
     outer_loops,
     tile_loops,
     tile_sizes,
@@ -26,6 +25,7 @@ from convgen.schedule.across import good_divisor, in_memory_order, rows_of
 from convgen.schedule.blocks import blocks_of, edges_along
 from convgen.schedule.choice import cheapest
 from convgen.schedule.collecting import summed_first
+from convgen.schedule.copies import copies_of
 from convgen.schedule.cost import is_long, weight
 from convgen.schedule.directives import (
     Directive,
@@ -57,6 +57,7 @@ from convgen.schedule.nesting import nested
 from convgen.schedule.normalize import backward_windows, contiguous_pair
 from convgen.schedule.panels import Panels, cuts_of, order_of, panels_of
 from convgen.schedule.parts import parts_instead
+from convgen.schedule.passing import bytes_passed
 from convgen.schedule.peeling import peels
 from convgen.schedule.schedule import Schedule
 from convgen.schedule.sharing import SHORT, SLIDING, UNROLLED, is_crowded
@@ -199,7 +200,7 @@ class _Recipe:
         if chosen.block:
             self.order_blocks(chosen, facts, tile, vector)
         else:
-            self.order(tile, vector)
+            self.order(tile, vector, chosen, facts)
             self.pack_operands(chosen, facts, tile, vector)
         if facts.reduces:
             for name in tile:
@@ -259,7 +260,7 @@ class _Recipe:
             return False
         return True
 
-    def order(self, tile: list[str], vector: str) -> None:
+    def order(self, tile: list[str], vector: str, chosen: Candidate, facts: Facts) -> None:
         """Plain outer loops, segmented outer loops, reduce loops, the tile."""
         nest = self.nest
         inner = [*tile, *([vector] if vector else [])]
@@ -270,7 +271,8 @@ class _Recipe:
         cut = [*starts, *(o.name for o in outer if o.name not in plain and o.name not in starts)]
         if nest.reduces and not any(o.inner in cut for o in outer):
             names, machine = [o.name for o in outer], machine_of(self.target)
-            plain, cut = best_order(nest, names, self.kernel, self.target, machine), []
+            passed = bytes_passed(nest, self.kernel, copies_of(nest, facts, chosen, tile, vector))
+            plain, cut = best_order(nest, names, self.kernel, self.target, machine, passed), []
         elif not nest.reduces and not cut:
             plain = stored_order(nest, plain, self.kernel)
         reduces: list[str] = []
@@ -321,20 +323,11 @@ class _Recipe:
         return sorted(names, key=lambda name: name not in windows)
 
     def pack_operands(self, chosen: Candidate, facts: Facts, tile: list[str], vector: str) -> None:
-        done: set[str] = set()
-        for operand in facts.operands:
-            name = operand.load.buffer
-            if name not in chosen.packs or name in done:
-                continue
-            done.add(name)
-            loops: list[str] = []
-            last = in_loops(self.nest, operand.load.index[-1]).names()
-            if chosen.vector in operand.strides:
-                loops = [vector]
-            elif any(t in last for t in tile):
-                loops = [next(t for t in tile if t in last)]
-            skip = is_long(facts) and any(e and e.kind == "zero" for e in operand.load.edges)
-            self.add(pack(name, *loops, hoist=operand.hoistable, skip=skip))
+        for copy in copies_of(self.nest, facts, chosen, tile, vector):
+            load = copy.operand.load
+            skip = is_long(facts) and any(e and e.kind == "zero" for e in load.edges)
+            hoist = copy.operand.hoistable
+            self.add(pack(load.buffer, *copy.loops, hoist=hoist, skip=skip))
 
     def is_strided(self, vector: str) -> bool:
         try:

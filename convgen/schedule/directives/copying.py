@@ -34,11 +34,12 @@ COPY_TASKS = 64
 def packing_nest(name: str, source: Buffer, packed: Buffer, load: Load, target: Target) -> Nest:
     """The scheduled nest that fills a packed buffer, its padding and halo included.
 
-    Loops run in the order of the source, so that its lines are used while they are near. Where
-    source and copy end in different dimensions, squares are moved: vectors along the source's last
-    dimension, as many of them as the copy's last one takes, stored transposed. Else the vector
-    loop is the one that is contiguous in the copy. What the ranges of a segment decide (inside,
-    halo, padding) needs no test.
+    Loops run in the order of the source, so that its lines are used while they are near; only the
+    dimension that lies outermost in the copy goes first, as what reads the copy is shared out along
+    it too: workers find what they have written. Where source and copy end in different dimensions,
+    squares are moved: vectors along the source's last dimension, as many of them as the copy's last
+    one takes, stored transposed. Else the vector loop is the one that is contiguous in the copy.
+    What the ranges of a segment decide (inside, halo, padding) needs no test.
     """
     layout = packed.layout
     lanes = target.lanes(packed.dtype)
@@ -53,7 +54,7 @@ def packing_nest(name: str, source: Buffer, packed: Buffer, load: Load, target: 
         dims |= _run_of_copies(source, packed, steps[vector])
     outer: list[Loop] = []
     inner: list[Loop] = []
-    for dim in (d for d in source.layout.order if dims[d][0]):
+    for dim in (d for d in _order_of_copy(source, layout) if dims[d][0]):
         loops, _, _ = dims[dim]
         if dim in blocked or dim in steps:
             inner.insert(len(inner) if dim == vector else 0, loops[-1])
@@ -118,6 +119,18 @@ def unfolding_nest(name: str, source: Buffer, copy: Buffer, load: Load, target: 
         reduces=(),
         stores=(StoreNode(copy.name, index, load),),
     )
+
+
+def _order_of_copy(source: Buffer, layout: Layout) -> list[int]:
+    """The dimensions as they lie in the source, but the one first that is outermost in the copy."""
+    order = list(source.layout.order)
+    wide = [d for d in layout.order if source.shape[d] > 1]
+    if wide:
+        order.remove(wide[0])
+        order.insert(
+            next(i for i, d in enumerate([*order, wide[0]]) if source.shape[d] > 1), wide[0]
+        )
+    return order
 
 
 def near_dim(source: Buffer, layout: Layout, lanes: int) -> int | None:

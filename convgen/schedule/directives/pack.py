@@ -224,7 +224,7 @@ class Pack(Directive):
         for name in self.loops:
             dim = _dim_of(nest, load, name)
             assert dim is not None
-            size = _block_size(nest, load.index[dim], name)
+            size = block_size(nest, load.index[dim], name)
             if size and size < source.shape[dim] and halo[dim] == (0, 0):
                 blocks.append((dim, size))
                 halo[dim] = (0, -source.shape[dim] % size)
@@ -277,7 +277,7 @@ def _dim_of(nest: Nest, load: Load, name: str) -> int | None:
     return found
 
 
-def _block_size(nest: Nest, index: Affine, name: str) -> int:
+def block_size(nest: Nest, index: Affine, name: str) -> int:
     """The extent of a loop that walks whole, aligned blocks of an index; 0 for any other."""
     bases, _ = unit_bases(nest)
     written = in_loops(nest, index).substitute(bases)
