@@ -35,6 +35,7 @@ from convgen.ir.nodes import (
 from convgen.ir.visit import walk
 from convgen.passes.math import coefficients, expand, legalize
 from convgen.passes.math.functions import _POLYNOMIALS as TABLE
+from convgen.passes.math.values import Lines
 from convgen.target import Target, runs_here, target
 from convgen.types import DType, bool_, f32, f64, i64, u64
 
@@ -377,6 +378,42 @@ def test_expand_reaches_every_statement():
         e.name for e in walk(legalize(done, PLAIN).phases[0].body) if isinstance(e, Op)
     }
     assert legalize(done, FMA) is done
+
+
+@pytest.mark.parametrize("count", [2, 3, 9, 18])
+def test_pairs_of_terms_are_the_polynomial_in_half_as_many_steps(count):
+    numbers = [1 / (k + 1) for k in range(count)]
+    load = VectorLoad("in0", Index(Affine()), 1, f64, 3, 3)
+    array = np.array([-0.75, 0.5, 1.0])
+    chains = []
+    for pairs in (False, True):
+        names = iter(f"r{i}" for i in range(100))
+        lines = Lines(lambda names=names: next(names))
+        x = lines.keep(load)
+        total = x.polynomial_by_pairs(numbers, x * x) if pairs else x.polynomial(numbers)
+        sets, last = lines.finish(total)
+        store = Store("out", Index(Affine()), 1, last, 3)
+        kernel = replace(
+            kernel_of("exp", f64, (f64,), 3), phases=(Phase("out", Block((*sets, store))),)
+        )
+        wanted = np.polynomial.polynomial.polyval(array, numbers)
+        assert np.allclose(run(kernel, {"in0": array}), wanted, rtol=1e-15, atol=0)
+        chains.append(chain([*sets, Set("out", last)]))
+    assert chains == [count - 1, -(-count // 2)]
+
+
+def chain(sets) -> int:
+    """How many operations follow one another."""
+    steps: dict[str, int] = {}
+
+    def depth(e: Expr) -> int:
+        if isinstance(e, Register):
+            return steps.get(e.name, 0)
+        return 1 + max(map(depth, e.args)) if isinstance(e, Op) else 0
+
+    for one in sets:
+        steps[one.register] = depth(one.value)
+    return max(steps.values())
 
 
 def test_refusals():

@@ -119,8 +119,9 @@ def erf(x: Value) -> Value:
     near = x.times_plus(_polynomial(x * x, _ERF), x)
     size = abs(x).at_most(end).at_least(1.0)
     middle, half = (1 + end) / 2, (end - 1) / 2
-    position = (size - middle) * (1 / half)
-    exponent = (-size).times_plus(size, position.polynomial(tail.coefficients))
+    position = size.times_plus(1 / half, -middle / half)
+    height = position.polynomial_by_pairs(tail.coefficients, position * position)
+    exponent = (-size).times_plus(size, height)
     far = _copy_sign(1 - _exp_bounded(exponent), x)
     return (abs(x) < 1.0).where(near, far)
 

@@ -208,8 +208,10 @@ class Value:
         operations, of which about half follow one another."""
         pairs = [
             self.times_plus(high, low)
-            for low, high in zip(coefficients[::2], coefficients[1::2], strict=True)
+            for low, high in zip(coefficients[::2], coefficients[1::2], strict=False)
         ]
+        if len(coefficients) % 2:
+            pairs.append(self.constant(coefficients[-1]))
         total = pairs[-1]
         for pair in reversed(pairs[:-1]):
             total = total.times_plus(square, pair)
