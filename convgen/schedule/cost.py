@@ -318,7 +318,9 @@ def _bandwidth(facts: Facts, operand: Operand, candidate: Candidate, machine: Ma
     packed = operand.load.buffer in candidate.packs
     size *= operand.reached[packed]
     sets = 1.0
-    if not packed:
+    if packed:
+        size *= operand.copied / max(1, operand.elements)
+    else:
         size *= torn(facts, operand, part, candidate.vector)
         sets = share_of_sets(facts, operand, candidate.width)
     return bandwidth_of(facts, size, machine, sets)

@@ -21,8 +21,8 @@ from convgen.schedule.access import (
     vector_dtype,
 )
 from convgen.schedule.directives.base import all_nests, is_packing
-from convgen.schedule.directives.pack import halo_of_reads, merged_edges
-from convgen.schedule.skipping import Reach, leaves_out, reach_of
+from convgen.schedule.directives.pack import covers, halo_of_reads, merged_edges
+from convgen.schedule.skipping import LONG, Reach, leaves_out, reach_of
 from convgen.target import Target
 
 
@@ -31,6 +31,7 @@ class Operand:
     """A load of a nest. strides: elements along each loop that it depends on (None: not constant);
     steps: what a copy with that loop's dimension innermost would leave of them (0: not constant);
     pitches: strides in a copy that keeps the order of the dimensions and adds a halo;
+    copied: elements of such a copy;
     edged: loops that move it in a dimension with an edge; shifted: loops that share an index with
     a reduce loop; body: it stands in a reduce;
     windows: for each dimension that output and reduce loops move together, the step of each, where
@@ -57,6 +58,7 @@ class Operand:
     omits: bool
     shape: tuple[int, ...]
     elements: int
+    copied: int
     bytes: int
     body: bool
     packable: bool
@@ -121,11 +123,13 @@ def facts_of(nest: Nest, kernel: Kernel, target: Target) -> Facts:
     outputs = {o.name: o.extent for o in nest.loops if o.reduce is None}
     reduces = {o.name: o.extent for o in nest.loops if o.reduce is not None}
     readers = _readers(nest, kernel)
+    windows = windows_of(nest, kernel)
+    order = tuple(reversed([*windows, *(n for n in reduces if n not in windows)]))
+    skips = bool(order) and reduces[order[0]] >= LONG
     operands = tuple(
-        _operand(load, nest, kernel, load in inside, written, readers, lanes)
+        _operand(load, nest, kernel, load in inside, written, readers, lanes, skips)
         for load in loads_of(nest)
     )
-    windows = windows_of(nest, kernel)
     operations = sum(
         max(1, sum(isinstance(e, Op) for e in walk(r.body)))
         + 2 * (len(r.combiner.dtypes) - 1)
@@ -148,7 +152,7 @@ def facts_of(nest: Nest, kernel: Kernel, target: Target) -> Facts:
         ),
         outputs=outputs,
         reduces=reduces,
-        order=tuple(reversed([*windows, *(n for n in reduces if n not in windows)])),
+        order=order,
         parting=_parting(nest, inside),
         bytes=max((kernel.buffer(s.buffer).dtype.bytes for s in nest.stores), default=4),
         l1=target.l1,
@@ -244,11 +248,11 @@ def _operand(
     written: set[str],
     readers: Mapping[str, int],
     lanes: int,
+    skips: bool,
 ) -> Operand:
     buffer = kernel.buffer(load.buffer)
     steps: dict[str, int] = {}
-    edged: set[str] = set()
-    shifted: set[str] = set()
+    edged, shifted = set[str](), set[str]()
     together: list[dict[str, int]] = []
     overhangs: list[tuple[frozenset[str], int]] = []
     inner, ranges = {o.name for o in nest.loops if o.reduce is not None}, loop_ranges(nest)
@@ -268,22 +272,22 @@ def _operand(
             shifted |= names - inner
         if names - inner and len(names) > 1 and not place.hidden_names():
             together.append({n: abs(place.coefficient(n)) for n in names})
-    same = [o for o in loads_of(nest) if o.buffer == load.buffer]
-    strides = strides_of(buffer, load.index, nest, steps)
+    strides, wide = strides_of(buffer, load.index, nest, steps), _with_halo(nest, buffer)
     again = {n for n in inner if sum(n in in_loops(nest, i).names() for i in load.index) > 1}
     return Operand(
         load=load,
         strides=strides,
         steps=steps,
-        pitches=_pitches(load, nest, buffer, strides),
+        pitches=strides if wide == buffer else strides_of(wide, load.index, nest, strides),
         edged=frozenset(edged),
         shifted=frozenset(shifted),
         omits=any(e is not None and e.kind == "omit" for e in load.edges),
         shape=buffer.shape,
         elements=size_in_elements(buffer),
+        copied=size_in_elements(wide),
         bytes=buffer.dtype.bytes,
         body=body,
-        packable=load.buffer not in written and _is_packable(buffer, same),
+        packable=load.buffer not in written and _is_packable(nest, buffer),
         windows=tuple(t for t in together if t.keys() & inner and not t.keys() & again),
         overlaps=tuple(t for t in together if not t.keys() & inner),
         overhangs=tuple(overhangs),
@@ -293,7 +297,7 @@ def _operand(
         near=_near(buffer),
         reached=_reached(load, nest, buffer),
         readers=readers[load.buffer],
-        copies=frozenset(_copies(load, nest, kernel)),
+        copies=frozenset(_copies(load, nest, kernel, skips)),
         hoistable=buffer.role == "input" and not edged and _is_shared(nest, strides),
     )
 
@@ -342,33 +346,41 @@ def _places_outside(
     return max(0, -low) + max(0, high - size + 1)
 
 
-def _pitches(
-    load: Load, nest: Nest, buffer: Buffer, strides: dict[str, int | None]
-) -> dict[str, int | None]:
-    """The strides in a copy with a halo as wide as the nest needs."""
-    same = [o for o in loads_of(nest) if o.buffer == load.buffer]
-    halo = halo_of_reads(nest, buffer, same)
+def _reads(nest: Nest, buffer: Buffer) -> list[Load]:
+    return [o for o in loads_of(nest) if o.buffer == buffer.name]
+
+
+def _with_halo(nest: Nest, buffer: Buffer) -> Buffer:
+    """A copy with a halo as wide as the nest needs."""
+    halo = halo_of_reads(nest, buffer, _reads(nest, buffer))
     if not any(pair != (0, 0) for pair in halo):
-        return strides
-    wide = replace(buffer, layout=replace(buffer.layout, halo=halo))
-    return strides_of(wide, load.index, nest, strides)
+        return buffer
+    return replace(buffer, layout=replace(buffer.layout, halo=halo))
 
 
-def _copies(load: Load, nest: Nest, kernel: Kernel) -> Iterator[tuple[str, int]]:
-    """For the copies of a buffer, the output loops that move its innermost dimension and how many
-    elements of that lie side by side."""
+def _copies(load: Load, nest: Nest, kernel: Kernel, skips: bool) -> Iterator[tuple[str, int]]:
+    """For the copies of a buffer whose halo is as wide as the nest needs (none, where it leaves out
+    what lies outside), the output loops that move its innermost dimension and how many elements of
+    that lie side by side."""
+    source = kernel.buffer(load.buffer)
+    halo = halo_of_reads(nest, source, _reads(nest, source))
+    left = [skips and e is not None and e.kind == "zero" for e in load.edges]
+    needed = [(0, 0) if out else pair for pair, out in zip(halo, left, strict=True)]
     outputs = {o.name: o.extent for o in nest.loops if o.reduce is None}
     for other in all_nests(kernel):
         if not is_packing(other, kernel) or all(o.buffer != load.buffer for o in loads_of(other)):
             continue
         layout = kernel.buffer(other.stores[0].buffer).layout
+        if not covers(layout.halo or ((0, 0),) * len(needed), needed):
+            continue
         dim, size = layout.blocks[-1] if layout.blocks else (layout.order[-1], 0)
         for name in in_loops(nest, load.index[dim]).names() & outputs.keys():
             yield name, size or outputs[name]
 
 
-def _is_packable(buffer: Buffer, same: list[Load]) -> bool:
+def _is_packable(nest: Nest, buffer: Buffer) -> bool:
     """True for a buffer of which one copy serves all its loads."""
+    same = _reads(nest, buffer)
     return (
         buffer.role not in ("packed", "scratch", "constant")
         and merged_edges(same) is not None

@@ -365,10 +365,15 @@ def _existing(
 
 
 def _covers(one: Layout, other: Layout) -> bool:
-    """True where a halo is as wide as another one."""
+    """True where a copy that has no halo, or one, serves where the other would."""
     if not one.halo or not other.halo:
         return one.halo == other.halo
-    return all(a >= c and b >= d for (a, b), (c, d) in zip(one.halo, other.halo, strict=True))
+    return covers(one.halo, other.halo)
+
+
+def covers(one: Sequence[tuple[int, int]], other: Sequence[tuple[int, int]]) -> bool:
+    """True where a halo is as wide as another one."""
+    return all(a >= c and b >= d for (a, b), (c, d) in zip(one, other, strict=True))
 
 
 def _place(kernel: Kernel, nest: Nest, hoist: bool) -> int:
