@@ -152,6 +152,8 @@ def _over(
 ) -> Expr:
     if isinstance(body, str):
         raise FormulaError(f"a body is an expression, not the text {body!r}", hint="cg.parse")
+    if not isinstance(over, (Symbol, Iterable)):
+        raise FormulaError(f"{over!r} is not an axis", expected="axes made by cg.axes")
     names = [over] if isinstance(over, Symbol) else list(over)
     for axis in names:
         if not isinstance(axis, Axis):

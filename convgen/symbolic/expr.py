@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import lru_cache
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import sympy
@@ -334,7 +335,7 @@ def affine_of(expr: Any) -> Affine:
     """
     if isinstance(expr, Affine):
         return expr
-    if isinstance(expr, (int, Integer)):
+    if isinstance(expr, Integral):
         return Affine((), whole_number(expr, "a number in an index"))
     if isinstance(expr, (Axis, Symbol)):
         return Affine.of(expr.name)

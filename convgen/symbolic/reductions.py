@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sympy
-from sympy import Expr, S, Symbol
+from sympy import Expr, Integer, S, Symbol
 
 from convgen.errors import FormulaError
 from convgen.symbolic.functions import (
@@ -200,9 +200,56 @@ def reduction(
     if callable(adjoint):
         (adjoined,) = _apply(adjoint, (ELEMENT, result(0), COTANGENT))
     kinds = tuple(dtypes) if dtypes is not None else (None,) * width
-    return Reduction(
+    made = Reduction(
         name, lifted, combined, identities, projected, adjoined, kinds, commutative=commutative
     )
+    _check_laws(made)
+    return made
+
+
+# Elements on which the laws of a combination are tried.
+_SAMPLES = ((2, 5, 3), (-1, 4, -3))
+
+
+def _check_laws(made: Reduction) -> None:
+    """FormulaError where a few elements show that the combination has not the laws that kernels
+    rely on: they reduce in an order of their own."""
+
+    def join(first: Sequence[Any], second: Sequence[Any]) -> Sequence[Any]:
+        values: dict[Any, Any] = {left(i): s for i, s in enumerate(first)}
+        values |= {right(i): s for i, s in enumerate(second)}
+        return [c.xreplace(values) for c in made.combine]
+
+    for sample in _SAMPLES:
+        a, b, c = (
+            tuple[Any, ...](
+                e.xreplace({ELEMENT: Integer(v), POSITION: Integer(p)}) for e in made.lift
+            )
+            for p, v in enumerate(sample)
+        )
+        laws = [
+            ("is not associative", join(join(a, b), c), join(a, join(b, c)), "a sum or a maximum"),
+            ("changes an element joined with its identity", join(made.identity, a), a, "0 for +"),
+        ]
+        if made.commutative:
+            laws.append(("is not commutative", join(a, b), join(b, a), "commutative=False"))
+        for problem, found, wanted, hint in laws:
+            if any(_differ(f, w) for f, w in zip(found, wanted, strict=True)):
+                raise FormulaError(
+                    f"the combination of {made.name} {problem}",
+                    expected=", ".join(map(str, wanted)),
+                    got=f"{', '.join(map(str, found))} for the elements {sample}",
+                    hint=hint,
+                )
+
+
+def _differ(found: Any, wanted: Any) -> bool:
+    """Whether two numbers certainly differ; what has no value, or an infinite one, is let be."""
+    values: Any = [sympy.N(sympy.sympify(e), 20) for e in (found - wanted, wanted)]
+    difference, size = values
+    if not (difference.is_Float or difference.is_Integer) or not size.is_finite:
+        return False
+    return bool(abs(difference) > 1e-9 * (1 + abs(size)))
 
 
 def _tuple(value: Any) -> tuple[Expr, ...]:

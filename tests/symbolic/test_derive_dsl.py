@@ -173,3 +173,14 @@ def test_a_choice_on_axes_is_solved() -> None:
     gradient = check_gradients(program)
     assert "D[i, j] = select(i == j, V[i], 0)" in str(gradient)
     assert "dV[i] = dD[i, i]" in str(gradient)
+
+
+def test_remainders_of_values_have_the_slope_of_their_dividend() -> None:
+    """The gradient held sympy's Derivative(Mod(...)), which nothing compiles."""
+    program = parse("Y[i] = (X[i] * W[i] % 3)**2", X=(4,), W=(4,))
+    gradient = derive.grad(program, ["X"])
+    values = {"X": [1, 2, -5, 7], "W": [2, 2, 1, 3], "dY": [1, 1, 1, 1]}
+    rests = [2, 1, 1, 0]
+    assert evaluate(gradient, values)["dX"].tolist() == [
+        2 * rest * w for rest, w in zip(rests, values["W"], strict=True)
+    ]

@@ -251,3 +251,38 @@ def test_truths_of_python_are_no_conditions(equal: bool) -> None:
     i, j = axes("i j")
     with pytest.raises(FormulaError, match=r"== and != compare .* try cg.equal\(a, b\)"):
         sum_over(j, tensor("X", (5,))[j], where=[i == j if equal else i != j])
+
+
+LAWLESS = {
+    "a difference": (lambda a, b: a - b, "is not associative; expected 0, got -6"),
+    "a mean": (lambda a, b: (a + b) / 2, "is not associative"),
+    "one more": (lambda a, b: a + b + 1, "changes an element joined with its identity"),
+    "exponentials": (lambda a, b: a + b + sympy.exp(a * b) - 1, "is not associative"),
+}
+
+
+@pytest.mark.parametrize("name", LAWLESS)
+def test_own_reductions_keep_the_laws_that_kernels_rely_on(name: str) -> None:
+    """The value of such a reduction was the schedule's."""
+    combine, message = LAWLESS[name]
+    with pytest.raises(FormulaError, match=message):
+        reduction("own", combine=combine, identity=0)
+
+
+def test_own_reductions_may_depend_on_the_order_where_they_say_so() -> None:
+    def then(a, b):
+        return (a[0] * b[0], a[1] * b[0] + b[1])
+
+    given = {"lift": lambda v: (v, 1), "combine": then, "identity": (1, 0)}
+    assert not reduction("horner", **given, commutative=False).reduction.commutative
+    with pytest.raises(FormulaError, match="is not commutative; .*; try commutative=False"):
+        reduction("horner", **given)
+
+
+def test_indices_may_be_integers_of_numpy_and_axes_must_be_axes() -> None:
+    x = tensor("X", (4, 4))
+    assert x[n, np.int64(2)] == x[n, 2]
+    with pytest.raises(FormulaError, match="3 is not an axis; expected axes made by"):
+        sum_over(3, x[n, 0])
+    with pytest.raises(FormulaError, match="is not an axis"):
+        sum_over(x[n, c], [c])

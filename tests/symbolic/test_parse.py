@@ -29,7 +29,7 @@ OWN = dsl.reduction(
 MOMENTS = dsl.reduction(
     "moments",
     lift=lambda v, p: (v, p + 1),
-    combine=lambda a, b: (a[0] + b[0], functions.select(functions.less(a[1], b[1]), a[1], b[1])),
+    combine=lambda a, b: (a[0] + b[0], functions.select(functions.less(a[1], b[1]), b[1], a[1])),
     identity=(0, 0),
     project=lambda a: (a[0] / (a[1] + 1), a[1]),
 )

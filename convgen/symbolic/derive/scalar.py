@@ -19,6 +19,7 @@ from convgen.symbolic.functions import (
     logical_or,
     normalize,
     relu,
+    round_down,
     select,
     step,
 )
@@ -68,6 +69,8 @@ def derivative(body: Expr, atom: Expr) -> Expr:
             return sympy.Mul(*rest)
     plain = Dummy("x", real=True)
     found: Any = exchange(body, {atom: plain})
+    if found.has(sympy.Mod):
+        found = found.replace(sympy.Mod, lambda a, b: a - b * round_down(a / b))
     found = found.replace(_is_variable_power, lambda p: _power(*p.args)).diff(plain)
     found = found.replace(_power, sympy.Pow)
     return normalize(exchange(found, {plain: atom}))
