@@ -1,8 +1,9 @@
 """interleave: chains of dependent operations of neighbouring vectors run side by side.
 
 An elementary function is a chain: one vector waits for itself at every step, and the core looks
-ahead no further than a few vectors. Where a block computes and stores vector after vector, so many
-as fit the registers take their steps in turns. The operations are the same, so are the bits.
+ahead no further than a few vectors. Where a block computes and stores vector after vector, a few of
+them take their steps in turns. What registers do not hold then waits in the first cache, which
+costs less than waiting for a chain. The operations are the same, so are the bits.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from convgen.target import Target
 
 CHAIN = 12  # operations after one another that make waiting matter
 WIDEST = 4  # vectors side by side
-SPARE = 4  # registers that constants leave free when they are loaded again
+LIVE = 36  # vectors at once: the wide register files and a few constants, twice the narrow ones
 
 
 def interleave(kernel: Kernel, target: Target) -> Kernel:
@@ -24,7 +25,7 @@ def interleave(kernel: Kernel, target: Target) -> Kernel:
     fresh = fresh_registers(kernel, "c")
 
     def change(stmt: Stmt) -> Stmt:
-        return _in_turns(stmt, target, fresh) if isinstance(stmt, Block) else stmt
+        return _in_turns(stmt, fresh) if isinstance(stmt, Block) else stmt
 
     phases = tuple(
         p if isinstance(p.body, tuple) else replace(p, body=map_stmt(p.body, change))
@@ -34,16 +35,16 @@ def interleave(kernel: Kernel, target: Target) -> Kernel:
     return kernel if same else replace(kernel, phases=phases)
 
 
-def _in_turns(block: Block, target: Target, fresh: Callable[[], str]) -> Block:
+def _in_turns(block: Block, fresh: Callable[[], str]) -> Block:
     """The block with neighbouring groups, each of which ends in a store, in turns."""
     found: list[Stmt] = []
     waiting: list[list[Stmt]] = []
     for group in _groups(block.body):
         long = _chain(group) >= CHAIN
-        if waiting and not (long and len(waiting) < _room(waiting[0], target)):
+        if waiting and not (long and len(waiting) < _room(waiting[0])):
             found += _together(waiting, fresh)
             waiting = []
-        if long and _room(group, target) > 1:
+        if long and _room(group) > 1:
             waiting.append(group)
         else:
             found += group
@@ -94,8 +95,8 @@ def _depth(expr: Expr, depth: dict[str, int]) -> int:
     return max((_depth(e, depth) for e in walk(expr) if isinstance(e, Register)), default=0)
 
 
-def _room(group: Sequence[Stmt], target: Target) -> int:
-    """How many such groups the registers hold side by side."""
+def _room(group: Sequence[Stmt]) -> int:
+    """How many such groups run side by side."""
     last: dict[str, int] = {}
     for place, stmt in enumerate(group):
         last |= {e.name: place for e in walk(stmt) if isinstance(e, Register)}
@@ -106,7 +107,7 @@ def _room(group: Sequence[Stmt], target: Target) -> int:
     live = max(
         (sum(made[n] <= p < last.get(n, 0) for n in made) for p in range(len(group))), default=1
     )
-    return min(WIDEST, (target.vector_registers + SPARE) // max(1, live))
+    return min(WIDEST, LIVE // max(1, live))
 
 
 def _together(groups: Sequence[Sequence[Stmt]], fresh: Callable[[], str]) -> list[Stmt]:

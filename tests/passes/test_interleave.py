@@ -60,6 +60,15 @@ def test_chains_take_turns(formula: str, where: object) -> None:
 
 
 @pytest.mark.parametrize("where", NATIVE, ids=lambda t: t.name)
+def test_the_longest_chains_take_turns_beyond_the_registers(where: object) -> None:
+    before = expanded("Y[n, c] = X[n, c]*tanh(log(1 + exp(X[n, c]))) * T[n]", where)
+    after = interleave(before, where)  # type: ignore[arg-type]
+    verify(after, "interleave")
+    assert not difference(before, after)
+    assert [0, 0, 0] == stores_between(after)[1:4]
+
+
+@pytest.mark.parametrize("where", NATIVE, ids=lambda t: t.name)
 def test_short_chains_stay(where: object) -> None:
     before = expanded("Y[n, c] = 2*X[n, c] + T[n]", where)
     assert interleave(before, where) is before  # type: ignore[arg-type]
