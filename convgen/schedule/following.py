@@ -40,7 +40,11 @@ def follow_of(nest: Nest, kernel: Kernel, target: Target) -> str:
         if not slid or any(o.buffer == load.buffer for o in read if o is not load):
             continue
         along_loops = _distinct(nest, load, [*straight, *tile], lanes)
-        along_operand = 1 + sum(_distinct(nest, o, [*slid, *tile], lanes) for o in others)
+        taps = _taps(nest, load, slid, tile)
+        along_operand = 1 + sum(
+            min(taps * _distinct(nest, o, tile, lanes), _distinct(nest, o, [*slid, *tile], lanes))
+            for o in others
+        )
         room = target.vector_registers - math.prod(tile_sizes(nest, lanes).values())
         if along_operand <= room < along_loops + len(others):
             return load.buffer
@@ -61,7 +65,10 @@ def live_when_unrolled(nest: Nest, loop: Loop, facts: Facts) -> int:
         counts = [vectors_along(nest, tile[name], facts.lanes) - (name == vector) for name in both]
         in_loops_order += loop.extent - 1 + sum(counts)
         slid = [o for o in innermost_unrolled(nest) if _is_joint(nest, operand.load, o, tile)]
-        taps = max(taps, loop.extent * math.prod(o.extent for o in slid))
+        found = loop.extent
+        if slid:  # the vector of the operand is one of the two left free
+            found = _taps(nest, operand.load, [loop, *slid], list(tile.values())) - 1
+        taps = max(taps, found)
     if not vector or any(not o.strides.get(vector) for o in body):
         return in_loops_order
     return min(in_loops_order, (taps + 1) * vectors_along(nest, tile[vector], facts.lanes))
@@ -107,6 +114,18 @@ def _is_joint(nest: Nest, load: Load, loop: Loop, tile: Container[str]) -> bool:
     """True where a reduce loop and a loop of the tile move an operand in one dimension."""
     names = (in_loops(nest, index).names() for index in load.index)
     return any(loop.name in own and any(n in tile for n in own) for own in names)
+
+
+def _taps(nest: Nest, load: Load, slid: list[Loop], tile: list[Loop]) -> int:
+    """How many iterations of reduce loops wait for an element while a tile walks an operand in its
+    own order: of the slowest dimension those in which points of the tile meet, all of others."""
+    total, extents = 1, {o.name: o.extent for o in slid}
+    for index in load.index:
+        names = in_loops(nest, index).names()
+        steps = math.prod(extents[n] for n in names if n in extents)
+        meeting = math.prod(o.extent for o in tile if o.name in names)
+        total *= min(steps, meeting) if total == 1 else steps
+    return total
 
 
 def _slid(nest: Nest, load: Load, straight: list[Loop], tile: list[Loop]) -> list[Loop]:

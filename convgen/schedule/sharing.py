@@ -68,7 +68,7 @@ def share_of_loads(
         copies *= steps
         share *= distinct / (size * steps)
         rows, windows = (rows or vectors) * distinct, max(windows, steps)
-        taps *= min(steps, size)
+        taps *= steps if slid else min(steps, size)  # all of a row wait for the next row
         slid.add(inner[0])
     if not slid:
         return 1.0, 0.0
@@ -76,7 +76,8 @@ def share_of_loads(
         copies *= math.prod(e for n, e in facts.reduces.items() if n not in slid)
     live = rows + windows
     if all(o.strides.get(candidate.vector) for o in facts.operands if o.body):
-        live = min(live, (taps + 1) * vectors + 2)  # points in the order of the operand
+        beside = taps - (len(slid) > 1)  # as `live_when_unrolled` counts
+        live = min(live, (beside + 1) * vectors + 2)  # points in the order of the operand
     live += height * vectors * facts.states
     if copies <= UNROLLED and live <= facts.registers + 2:
         return share, 0.0

@@ -171,6 +171,16 @@ def test_no_spills_and_few_loads(case: str, which: str, where: str, dtype: DType
         assert one.keeps, one
 
 
+@pytest.mark.parametrize("dtype", [f32, f64])
+def test_tiles_in_two_dimensions_keep_the_taps_that_meet(dtype: DType) -> None:
+    """A depthwise layer in tiles of rows and columns: of nine taps the six of two rows that meet wait
+    in registers beside the sums; 16 hold both."""
+    case = Case("small", 1, 32, 26, 32, 3, 1, 0, 32)
+    (found,) = sums_in(case.program("forward", "nhwc", dtype), "x86-64-v3")
+    assert found.states == 8 and found.hot.fma == 72 and found.hot.spills == 0, found
+    assert found.hot.loads <= 6 * 4 + 2 * 9, found
+
+
 @pytest.mark.parametrize(("where", "dtype"), LEVELS)
 def test_masks_leave_room_for_the_states(where: str, dtype: DType) -> None:
     """Seven taps side by side fill no vector."""
