@@ -43,6 +43,7 @@ from convgen.schedule.directives import (
     vectorize,
 )
 from convgen.schedule.directives.base import all_nests, find_nest
+from convgen.schedule.directives.collect import Collect
 from convgen.schedule.directives.mark import registers_needed
 from convgen.schedule.directives.split import best_cover
 from convgen.schedule.dots import by_rows, is_dot
@@ -85,22 +86,34 @@ def default_schedule(
     fusion.run()
     kernel, schedule = fusion.kernel, Schedule(tuple(fusion.directives))
     found = _run_recipes(kernel, target, ranks or {})
-    first: list[Directive] = []
     if not ranks:
-        cycles = {recipe.title: recipe.cycles for recipe in found}
-        first = summed_first(kernel, target, cycles, cheapest)
-    if not ranks and not first and found:
-        first = parts_instead(
-            kernel, target, found[-1].kernel, lambda k: _run_recipes(k, target, {})[-1].kernel
-        )
-    if first:
-        for directive in first:
-            kernel = directive.apply(kernel, target)
+        first, found = _sums_ahead(kernel, target, found)
         schedule = schedule + Schedule(tuple(first))
-        found = _run_recipes(kernel, target, {})
     for recipe in found:
         schedule = schedule + Schedule(tuple(recipe.directives), tuple(recipe.notes))
     return schedule
+
+
+def _sums_ahead(
+    kernel: Kernel, target: Target, found: list[_Recipe]
+) -> tuple[list[Directive], list[_Recipe]]:
+    """Nests that go ahead of others as long as that takes fewer cycles, and recipes for all."""
+    chosen: list[Directive] = []
+    first: list[Directive] = []
+    while found and all(isinstance(directive, Collect) for directive in first):
+        cycles = {recipe.title: recipe.cycles for recipe in found}
+        first = summed_first(kernel, target, cycles, cheapest)
+        if not first and not chosen:
+            first = parts_instead(
+                kernel, target, found[-1].kernel, lambda k: _run_recipes(k, target, {})[-1].kernel
+            )
+        if not first:
+            break
+        for directive in first:
+            kernel = directive.apply(kernel, target)
+        chosen += first
+        found = _run_recipes(kernel, target, {})
+    return chosen, found
 
 
 def _run_recipes(kernel: Kernel, target: Target, ranks: Mapping[str, int]) -> list[_Recipe]:
