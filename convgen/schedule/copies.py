@@ -24,6 +24,11 @@ class Copy:
     operand: Operand
     loops: tuple[str, ...]
 
+    def is_turned(self, nest: Nest) -> bool:
+        """True where another dimension lies innermost than in the operand."""
+        last = in_loops(nest, self.operand.load.index[-1]).names()
+        return any(name not in last for name in self.loops)
+
 
 def pack_choices(facts: Facts, candidate: Candidate) -> list[frozenset[str]]:
     """Nothing; the buffers that are strided along the vector loop; those that meet edges too; those

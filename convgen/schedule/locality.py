@@ -8,7 +8,7 @@ that, everything is read again for every iteration.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import permutations
@@ -31,18 +31,24 @@ MOST = 4
 
 @dataclass(frozen=True, slots=True)
 class _Walk:
-    """One operand: for each dimension its size and how far each loop moves it; element bytes."""
+    """One operand: for each dimension its size and how far each loop moves it; element bytes; of a
+    copy that is turned, whose blocks are whole lines, how many values each loop takes: what is
+    stepped over is not fetched."""
 
     sizes: tuple[int, ...]
     moves: tuple[dict[str, int], ...]
     bytes: int
+    counts: Mapping[str, int]
 
     def footprint(self, inner: set[str]) -> int:
         """Bytes touched while these loops run; a line at least along the last dimension."""
         total = self.bytes
         for place, (size, moves) in enumerate(zip(self.sizes, self.moves, strict=True)):
             reach = 1 + sum(step for name, step in moves.items() if name in inner)
-            last = place == len(self.sizes) - 1
+            last = place == len(self.sizes) - 1 and not self.counts
+            if self.counts:
+                met = math.prod(self.counts[n] for n, step in moves.items() if step and n in inner)
+                reach = min(reach, met)
             total *= max(min(size, reach), min(size, LINE // self.bytes) if last else 1)
         return total
 
@@ -73,23 +79,26 @@ def best_order(
     kernel: Kernel,
     target: Target,
     machine: Machine,
+    turned: Container[str],
     passed: Callable[[str], float],
 ) -> list[str]:
     """The outer loops in the order that waits least for caches, memory and other workers; equal
-    ones as they stand. passed: the bytes that workers read and others have written, by the loop
-    that is shared out among them."""
+    ones as they stand. turned: operands of which a copy is read with another dimension
+    innermost; passed: the bytes that workers read and others have written, by the loop that is
+    shared out among them."""
     counts = {name: trips(nest.loop(name)) for name in outer}
     free = [name for name in outer if counts[name] > 1][-MOST:]
     if len(free) < 2:
         return list(outer)
-    touched = _touched(nest, free, kernel)
+    touched = _touched(nest, free, kernel, turned)
     costs = {
         o: _cycles(o, counts, touched, target, machine) + passed(o[0]) / machine.passed
         for o in permutations(free)
     }
     enough = ENOUGH * min(costs.values())
     good = [order for order, found in costs.items() if found <= enough]
-    chosen = min(good, key=lambda o: _moved(o, counts, touched, STAYS[2] * target.l3))
+    whole = _touched(nest, free, kernel)  # other pieces read the rest of a copy from there
+    chosen = min(good, key=lambda o: _moved(o, counts, whole, STAYS[2] * target.l3))
     fixed = [name for name in outer if name not in free]
     return [*fixed, *chosen]
 
@@ -111,9 +120,11 @@ def waiting_cycles(nest: Nest, kernel: Kernel, target: Target) -> tuple[float, f
     return cycles - size / machine.memory, size / machine.l3  # what comes once from memory is there
 
 
-def _touched(nest: Nest, free: Sequence[str], kernel: Kernel) -> Callable[[frozenset[str]], int]:
+def _touched(
+    nest: Nest, free: Sequence[str], kernel: Kernel, turned: Container[str] = ()
+) -> Callable[[frozenset[str]], int]:
     """The bytes that are touched by what runs inside some of the free loops, with those."""
-    walks = _walks(nest, kernel)
+    walks = _walks(nest, kernel, turned)
     inner = {o.name for o in nest.loops if o.name not in free}
     inner |= {o.base for o in nest.loops if o.segments and o.name in inner}
     bases = {o.name: o.base for o in nest.loops if o.segments}
@@ -126,12 +137,14 @@ def _touched(nest: Nest, free: Sequence[str], kernel: Kernel) -> Callable[[froze
     return touched
 
 
-def _walks(nest: Nest, kernel: Kernel) -> list[_Walk]:
+def _walks(nest: Nest, kernel: Kernel, turned: Container[str]) -> list[_Walk]:
     reach = {o.name: loop_extent(nest, o) - 1 for o in nest.loops}
+    counts = {o.name: o.extent for o in nest.loops}
     for loop in nest.loops:
         if loop.segments:
             starts = [s.start + s.size * (s.count - 1) for s in loop.segments if s.count]
             reach[loop.base] = max(starts, default=0)
+            counts[loop.base] = trips(loop)
     ranges = loop_ranges(nest)
     places = [(load.buffer, load.index) for load in loads_of(nest)]
     places += [(s.buffer, s.index) for s in nest.stores]
@@ -148,7 +161,10 @@ def _walks(nest: Nest, kernel: Kernel) -> list[_Walk]:
                     for n in place.names()
                 }
             )
-        found.append(_Walk(tuple(size for size, _ in dims), tuple(moves), buffer.dtype.bytes))
+        sizes = tuple(size for size, _ in dims)
+        found.append(
+            _Walk(sizes, tuple(moves), buffer.dtype.bytes, counts if name in turned else {})
+        )
     return found
 
 

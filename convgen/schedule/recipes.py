@@ -284,8 +284,11 @@ class _Recipe:
         cut = [*starts, *(o.name for o in outer if o.name not in plain and o.name not in starts)]
         if nest.reduces and not any(o.inner in cut for o in outer):
             names, machine = [o.name for o in outer], machine_of(self.target)
-            passed = bytes_passed(nest, self.kernel, copies_of(nest, facts, chosen, tile, vector))
-            plain, cut = best_order(nest, names, self.kernel, self.target, machine, passed), []
+            copies = copies_of(nest, facts, chosen, tile, vector)
+            passed = bytes_passed(nest, self.kernel, copies)
+            turned = {c.operand.load.buffer for c in copies if c.is_turned(nest)}
+            plain = best_order(nest, names, self.kernel, self.target, machine, turned, passed)
+            cut = []
         elif not nest.reduces and not cut:
             plain = stored_order(nest, plain, self.kernel)
         reduces: list[str] = []
