@@ -258,12 +258,7 @@ class _Recipe:
         extent = facts.outputs[name]
         if chosen.width == extent:
             return name
-        if extent % chosen.width == 0:
-            self.add(split(name, chosen.width))
-        elif facts.reduces:
-            self.add(split(name, chosen.width, "peel"))
-        else:
-            self.add(split(name, chosen.width, "guard" if self.can_guard(name) else "peel"))
+        self.add(split(name, chosen.width, "peel" if extent % chosen.width else "exact"))
         return f"{name}_in"
 
     def can_guard(self, name: str) -> bool:
