@@ -20,6 +20,8 @@ from convgen.schedule.directives.mark import innermost_unrolled
 from convgen.schedule.facts import Facts
 from convgen.target import Target
 
+TESTS = 3.0  # instructions that tell whether one load lies outside
+
 
 def follow_of(nest: Nest, kernel: Kernel, target: Target) -> str:
     """The operand whose order keeps the live vectors within the registers where the order of the
@@ -72,6 +74,19 @@ def live_when_unrolled(nest: Nest, loop: Loop, facts: Facts) -> int:
     if not vector or any(not o.strides.get(vector) for o in body):
         return in_loops_order
     return min(in_loops_order, (taps + 1) * vectors_along(nest, tile[vector], facts.lanes))
+
+
+def tests_when_unrolled(nest: Nest, loop: Loop, facts: Facts) -> float:
+    """Instructions by which each point of a tile tells what of an operand along the vector loop
+    lies outside, in the iterations of a reduce loop that slides nothing: more code to write out,
+    with an address and a mask to keep for each."""
+    vector = next((o.name for o in tile_loops(nest) if o.kind is LoopKind.VECTOR), "")
+    windows = [w for o in facts.operands for w in o.windows if loop.name in w]
+    reached = [(w[n], loop.extent * w[loop.name]) for w in windows for n in w if n in facts.outputs]
+    if any(step < reach for step, reach in reached):
+        return 0.0
+    loaded = [o for o in facts.operands if o.body and {loop.name, vector} <= o.strides.keys()]
+    return TESTS * sum(bool(o.edged) for o in loaded)
 
 
 def ahead(nest: Nest, facts: Facts, target: Target) -> int:

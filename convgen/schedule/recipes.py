@@ -49,7 +49,13 @@ from convgen.schedule.directives.split import best_cover
 from convgen.schedule.dots import by_rows, is_dot
 from convgen.schedule.facts import Facts, facts_of, windows_of
 from convgen.schedule.folding import folded_sum, whole_cycles
-from convgen.schedule.following import ahead, follow_of, live_when_unrolled, slides_along
+from convgen.schedule.following import (
+    ahead,
+    follow_of,
+    live_when_unrolled,
+    slides_along,
+    tests_when_unrolled,
+)
 from convgen.schedule.fusion import Fusion, finish_consumer
 from convgen.schedule.groups import through_groups
 from convgen.schedule.locality import best_order, stored_order
@@ -408,7 +414,8 @@ class _Recipe:
                 if loop.extent < 2:
                     continue
                 room = facts.registers - size * facts.states - live_when_unrolled(nest, loop, facts)
-                short = loop.extent <= 16 and copies * loop.extent <= UNROLLED
+                code = copies * loop.extent * (1 + tests_when_unrolled(nest, loop, facts))
+                short = loop.extent <= 16 and code <= UNROLLED
                 if short and room >= 0:
                     copies *= loop.extent
                     self.add(unroll(loop.name))

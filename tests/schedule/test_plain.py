@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 
+from convgen.bench.subjects import EXOTIC, chosen
 from convgen.ir.interpret import difference
 from convgen.ir.nodes import Kernel
 from convgen.passes.lower import lower
 from convgen.schedule.facts import facts_of
 from convgen.schedule.recipes import default_schedule
 from convgen.schedule.reuse import share_of_sets
+from convgen.symbolic.derive import split
 from convgen.symbolic.parse import parse
 from convgen.target import target
 
@@ -65,3 +67,14 @@ def test_parts_of_rows_are_added_up_to_the_same_numbers() -> None:
     schedule = default_schedule(subject, machine)
     assert "split(k, 8)" in str(schedule) and "parallel(i_out)" in str(schedule)
     assert not difference(subject, schedule.apply(subject, machine))
+
+
+def test_loops_that_share_nothing_are_not_written_out_with_their_tests() -> None:
+    """The gradient to the kernels of an involution tests nine taps for what lies outside: sixteen
+    times in one go, their addresses and masks fill more registers than there are."""
+    [layer] = chosen(EXOTIC, ["involution"])
+    _, behind = split(layer.program(), ["K"])
+    kernel = lower(behind)
+    machine = replace(ZEN4, l2=2**20, l3=2**25)
+    text = str(default_schedule(kernel, machine))
+    assert "unroll(s); unroll(r)" in text and "unroll(i, 4)" in text and "pack(X" not in text
