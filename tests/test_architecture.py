@@ -210,7 +210,7 @@ MUTANTS = [
     ("layers/a.py", "from convgen.ir.nodes import Op", "layers does not know ir"),
     ("schedule/a.py", "from convgen.symbolic.expr import Tensor", "does not know symbolic"),
     ("schedule/a.py", "from convgen.backends.llvm import load", "floor 2"),
-    ("backends/a.py", "from convgen.schedule.recipes import x", "floor 2"),
+    ("backends/a.py", "from convgen.schedule.recipes.default import x", "floor 2"),
     ("backends/a.py", "import llvmlite", "not spoken here"),
     ("passes/a.py", "from convgen.backends.protocol import Artifact", "does not know backends"),
     ("passes/a.py", "import sympy", "not spoken here"),
@@ -250,7 +250,7 @@ def test_mutants_are_caught(path, source, message):
 
 ALLOWED = [
     ("passes/lower/body.py", "import sympy\nfrom convgen.symbolic import expr\nfrom convgen.ir import nodes"),
-    ("passes/pipeline.py", "from convgen.schedule.recipes import default_schedule"),
+    ("passes/pipeline.py", "from convgen.schedule.recipes.default import default_schedule"),
     ("backends/llvm.py", "import llvmlite.binding\nfrom convgen.ir.nodes import Op"),
     ("ir/interpret.py", "import numpy as np\nfrom convgen import knobs\nfrom . import nodes"),
     ("runtime/kernel.py", "import time, threading\nfrom convgen.backends.llvm import load"),

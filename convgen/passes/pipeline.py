@@ -22,7 +22,7 @@ from convgen.passes.flatten import flatten
 from convgen.passes.interleave import interleave
 from convgen.passes.lower import lower
 from convgen.passes.math import expand, legalize
-from convgen.schedule.recipes import default_schedule
+from convgen.schedule.recipes.default import default_schedule
 from convgen.schedule.schedule import Schedule, parse_schedule
 from convgen.symbolic.program import Program
 from convgen.target import Target

@@ -5,7 +5,7 @@
 split(k, 32); vectorize(k_in)
 """
 
-from convgen.schedule.recipes import default_schedule
+from convgen.schedule.recipes.default import default_schedule
 from convgen.schedule.schedule import Schedule, parse_schedule
 
 __all__ = ["Schedule", "default_schedule", "parse_schedule"]

@@ -13,17 +13,17 @@ from convgen.ir.nodes import Expr, Kernel, Load, Loop, LoopKind, Nest
 from convgen.ir.regions import loop_extent
 from convgen.ir.visit import map_expr, map_nest_exprs
 from convgen.schedule.access import around_tiles, loads_of, tile_loops, trips
-from convgen.schedule.across import score_across
-from convgen.schedule.copies import copy_cycles
-from convgen.schedule.cost import TileCycles, nest_cycles, tiling_of
+from convgen.schedule.cost.copies import copy_cycles
+from convgen.schedule.cost.score import TileCycles, nest_cycles, tiling_of
 from convgen.schedule.directives.base import all_nests, is_packing
 from convgen.schedule.directives.order import fused
 from convgen.schedule.facts import Facts, facts_of
-from convgen.schedule.groups import grouped_pair
 from convgen.schedule.machine import Machine, level_of, machine_of
-from convgen.schedule.normalize import contiguous_pair
+from convgen.schedule.recipes.across import score_across
+from convgen.schedule.recipes.groups import grouped_pair
+from convgen.schedule.recipes.normalize import contiguous_pair
+from convgen.schedule.recipes.unfolding import TURNED
 from convgen.schedule.tiles import Candidate
-from convgen.schedule.unfolding import TURNED
 from convgen.target import Target
 
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from convgen.ir.nodes import Kernel, Layout
 from convgen.schedule.access import in_loops, loads_of
-from convgen.schedule.choice import choose
 from convgen.schedule.facts import facts_of
+from convgen.schedule.recipes.choice import choose
 from convgen.target import Target
 
 GAIN = 0.99  # of the cycles that a change may leave: the caller's order is kept where little is won

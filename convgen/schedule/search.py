@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from convgen.errors import ScheduleError
 from convgen.ir.nodes import Kernel
-from convgen.schedule.recipes import default_schedule
+from convgen.schedule.recipes.default import default_schedule
 from convgen.schedule.schedule import Schedule
 from convgen.target import Target
 

@@ -11,13 +11,13 @@ from schedule_nests import buffer, kernel, load, nest, var
 from convgen.ir.interpret import interpret
 from convgen.ir.nodes import Edge, Kernel, Op
 from convgen.passes.flatten import flatten
-from convgen.schedule import recipes
 from convgen.schedule.access import around_tiles
-from convgen.schedule.blocks import blocks_of, bytes_of_block, edges_along, streamed_cycles
-from convgen.schedule.choice import candidates
+from convgen.schedule.cost.blocks import blocks_of, bytes_of_block, edges_along, streamed_cycles
 from convgen.schedule.facts import facts_of
 from convgen.schedule.machine import machine_of
 from convgen.schedule.predict import predict
+from convgen.schedule.recipes import default as recipes
+from convgen.schedule.recipes.choice import candidates
 from convgen.schedule.tiles import Candidate
 from convgen.target import target
 from convgen.types import f32

@@ -18,7 +18,7 @@ from convgen.ir.nodes import Kernel
 from convgen.layers import LAYERS
 from convgen.passes.lower import lower
 from convgen.runtime.kernel import compile
-from convgen.schedule.recipes import default_schedule
+from convgen.schedule.recipes.default import default_schedule
 from convgen.schedule.schedule import parse_schedule
 from convgen.symbolic.derive import grad
 from convgen.symbolic.program import Program

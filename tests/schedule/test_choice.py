@@ -10,15 +10,15 @@ from schedule_nests import buffer, kernel, load, nest, var
 from convgen.bench.cases import CASES, Case
 from convgen.ir.nodes import Edge, Kernel, Op
 from convgen.passes.lower import lower
-from convgen.schedule.alike import names_of, renamed, without_names
-from convgen.schedule.bounds import least_cycles
-from convgen.schedule.choice import candidates, cheapest, score_any
-from convgen.schedule.copies import AHEAD, copy_cycles, cycles_ahead
-from convgen.schedule.cost import bandwidth_of
+from convgen.schedule.cost.alike import names_of, renamed, without_names
+from convgen.schedule.cost.bounds import least_cycles
+from convgen.schedule.cost.copies import AHEAD, copy_cycles, cycles_ahead
+from convgen.schedule.cost.reuse import LINE, PAGE, aliased, bytes_of_part, new_of_line
+from convgen.schedule.cost.score import bandwidth_of
 from convgen.schedule.facts import Facts, Operand, facts_of
-from convgen.schedule.folding import whole_cycles
 from convgen.schedule.machine import machine_of
-from convgen.schedule.reuse import LINE, PAGE, aliased, bytes_of_part, new_of_line
+from convgen.schedule.recipes.choice import candidates, cheapest, score_any
+from convgen.schedule.recipes.folding import whole_cycles
 from convgen.schedule.tiles import Candidate
 from convgen.target import target
 from convgen.types import f32

@@ -12,7 +12,7 @@ from convgen.ir.verify import verify
 from convgen.passes.lower import lower
 from convgen.runtime import kernel as kernels
 from convgen.schedule.access import loads_of
-from convgen.schedule.recipes import default_schedule
+from convgen.schedule.recipes.default import default_schedule
 from convgen.schedule.schedule import parse_schedule
 from convgen.symbolic.derive import grad
 from convgen.symbolic.parse import parse

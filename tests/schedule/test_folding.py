@@ -19,7 +19,7 @@ from convgen.passes.lower import lower
 from convgen.runtime import kernel as kernels
 from convgen.schedule.access import loads_of
 from convgen.schedule.directives.fold import foldable
-from convgen.schedule.recipes import default_schedule
+from convgen.schedule.recipes.default import default_schedule
 from convgen.schedule.schedule import parse_schedule
 from convgen.symbolic.evaluate import evaluate
 from convgen.symbolic.parse import parse

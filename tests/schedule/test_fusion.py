@@ -14,7 +14,7 @@ from convgen.ir.verify import verify
 from convgen.passes.flatten import flatten
 from convgen.passes.lower import lower
 from convgen.schedule.predict import predict
-from convgen.schedule.recipes import default_schedule
+from convgen.schedule.recipes.default import default_schedule
 from convgen.schedule.schedule import parse_schedule
 from convgen.symbolic import dsl
 from convgen.symbolic.derive import grad, split

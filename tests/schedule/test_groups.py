@@ -15,10 +15,10 @@ from convgen.ir.interpret import interpret
 from convgen.ir.nodes import Kernel, Nest
 from convgen.passes.lower import lower
 from convgen.runtime.kernel import compile
-from convgen.schedule import groups
-from convgen.schedule.groups import grouped_pair
 from convgen.schedule.predict import predict
-from convgen.schedule.recipes import default_schedule
+from convgen.schedule.recipes import groups
+from convgen.schedule.recipes.default import default_schedule
+from convgen.schedule.recipes.groups import grouped_pair
 from convgen.symbolic.parse import parse
 from convgen.target import Target, target
 

@@ -7,7 +7,7 @@ import pytest
 import convgen as cg
 from convgen.passes.lower import lower
 from convgen.schedule.facts import facts_of
-from convgen.schedule.nesting import nested
+from convgen.schedule.recipes.nesting import nested
 from convgen.schedule.tiles import Candidate
 from convgen.target import target
 

@@ -12,9 +12,9 @@ from convgen.ir.interpret import interpret
 from convgen.ir.layout import size_in_elements
 from convgen.ir.nodes import Kernel
 from convgen.passes.lower import lower
-from convgen.schedule.locality import waiting_cycles
+from convgen.schedule.cost.locality import waiting_cycles
 from convgen.schedule.machine import machine_of
-from convgen.schedule.recipes import default_schedule
+from convgen.schedule.recipes.default import default_schedule
 from convgen.schedule.text import parse_directives
 from convgen.target import Target, target
 from convgen.types import f32

@@ -14,12 +14,12 @@ from convgen.ir.nodes import Kernel, Loop, LoopKind, Nest
 from convgen.ir.visit import loads
 from convgen.passes.lower import lower
 from convgen.schedule.access import trips
-from convgen.schedule.copies import AHEAD, Copy
+from convgen.schedule.cost.copies import AHEAD, Copy
+from convgen.schedule.cost.locality import best_order
+from convgen.schedule.cost.passing import bytes_passed
 from convgen.schedule.facts import facts_of
-from convgen.schedule.locality import best_order
 from convgen.schedule.machine import FILLED, machine_of
-from convgen.schedule.passing import bytes_passed
-from convgen.schedule.recipes import default_schedule
+from convgen.schedule.recipes.default import default_schedule
 from convgen.schedule.text import parse_directives
 from convgen.target import target
 from convgen.types import f32

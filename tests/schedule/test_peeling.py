@@ -14,9 +14,9 @@ from convgen.bench.cases import Case
 from convgen.ir.interpret import interpret
 from convgen.ir.nodes import Load
 from convgen.passes.lower import lower
+from convgen.schedule.cost.edges import iterations_outside, share_at_edges
 from convgen.schedule.facts import facts_of
-from convgen.schedule.peeling import iterations_outside, share_at_edges
-from convgen.schedule.recipes import default_schedule
+from convgen.schedule.recipes.default import default_schedule
 from convgen.schedule.skipping import reach_of
 from convgen.target import target
 from convgen.types import f32

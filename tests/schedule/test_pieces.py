@@ -10,7 +10,7 @@ from convgen.ir.nodes import Kernel
 from convgen.passes.flatten import flatten
 from convgen.passes.lower import lower
 from convgen.schedule.access import loads_of
-from convgen.schedule.recipes import default_schedule
+from convgen.schedule.recipes.default import default_schedule
 from convgen.target import target
 from convgen.types import f32
 

@@ -10,9 +10,9 @@ from convgen.bench.subjects import EXOTIC, chosen
 from convgen.ir.interpret import difference
 from convgen.ir.nodes import Kernel
 from convgen.passes.lower import lower
+from convgen.schedule.cost.reuse import share_of_sets
 from convgen.schedule.facts import facts_of
-from convgen.schedule.recipes import default_schedule
-from convgen.schedule.reuse import share_of_sets
+from convgen.schedule.recipes.default import default_schedule
 from convgen.symbolic.derive import split
 from convgen.symbolic.parse import parse
 from convgen.target import target

@@ -10,12 +10,12 @@ from convgen.bench.cases import CASES, DENSE
 from convgen.ir.nodes import Kernel
 from convgen.passes.lower import lower
 from convgen.schedule import predict as predictions
-from convgen.schedule.choice import choose
 from convgen.schedule.directives.base import all_nests, is_packing
 from convgen.schedule.facts import facts_of
 from convgen.schedule.machine import machine_of
 from convgen.schedule.predict import packed_from, predict
-from convgen.schedule.recipes import default_schedule
+from convgen.schedule.recipes.choice import choose
+from convgen.schedule.recipes.default import default_schedule
 from convgen.schedule.schedule import parse_schedule
 from convgen.target import target
 

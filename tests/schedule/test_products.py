@@ -11,7 +11,7 @@ from convgen.bench.cases import DENSE, Case
 from convgen.ir.nodes import Kernel, LoopKind
 from convgen.passes.lower import lower
 from convgen.runtime import kernel as kernels
-from convgen.schedule.recipes import default_schedule
+from convgen.schedule.recipes.default import default_schedule
 from convgen.symbolic.parse import parse
 from convgen.target import target
 

@@ -13,13 +13,13 @@ from convgen.ir.interpret import difference, interpret
 from convgen.ir.nodes import Edge, Kernel, Op
 from convgen.passes.lower import lower
 from convgen.schedule.access import loads_of
-from convgen.schedule.choice import candidates, choose
+from convgen.schedule.cost.reuse import bytes_of_part, fresh_vectors, is_read_once
 from convgen.schedule.directives.mark import registers_needed
 from convgen.schedule.facts import facts_of
 from convgen.schedule.machine import MACHINES, machine_of
-from convgen.schedule.normalize import backward_windows
-from convgen.schedule.recipes import default_schedule
-from convgen.schedule.reuse import bytes_of_part, fresh_vectors, is_read_once
+from convgen.schedule.recipes.choice import candidates, choose
+from convgen.schedule.recipes.default import default_schedule
+from convgen.schedule.recipes.normalize import backward_windows
 from convgen.schedule.schedule import parse_schedule
 from convgen.schedule.tiles import Candidate, free_registers
 from convgen.symbolic.parse import parse

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from convgen.ir.nodes import Kernel
 from convgen.passes.lower import lower
-from convgen.schedule.choice import choose
+from convgen.schedule.cost.reuse import fresh_vectors, is_read_once, share_distinct
 from convgen.schedule.directives import pack
 from convgen.schedule.facts import Facts, Operand, facts_of
-from convgen.schedule.reuse import fresh_vectors, is_read_once, share_distinct
+from convgen.schedule.recipes.choice import choose
 from convgen.symbolic.parse import parse
 from convgen.target import Target, target
 

@@ -28,7 +28,7 @@ from convgen.ir.visit import map_expr, map_nest_exprs
 from convgen.passes.flatten import flatten
 from convgen.schedule import directives as d
 from convgen.schedule.access import loads_of
-from convgen.schedule.recipes import default_schedule
+from convgen.schedule.recipes.default import default_schedule
 from convgen.schedule.schedule import Schedule, parse_schedule
 from convgen.target import target
 from convgen.types import f32

@@ -6,7 +6,7 @@ import pytest
 from schedule_nests import window
 
 from convgen.errors import ScheduleError
-from convgen.schedule.recipes import default_schedule
+from convgen.schedule.recipes.default import default_schedule
 from convgen.schedule.schedule import Schedule
 from convgen.schedule.search import search
 from convgen.target import target

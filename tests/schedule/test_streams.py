@@ -7,7 +7,7 @@ import pytest
 
 from convgen.passes.lower import lower
 from convgen.runtime import kernel as kernels
-from convgen.schedule.recipes import default_schedule
+from convgen.schedule.recipes.default import default_schedule
 from convgen.symbolic.derive import split
 from convgen.symbolic.parse import parse
 from convgen.target import target

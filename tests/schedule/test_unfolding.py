@@ -12,8 +12,8 @@ from convgen.bench.cases import Case
 from convgen.ir.interpret import difference
 from convgen.ir.nodes import LoopKind
 from convgen.passes.lower import lower
-from convgen.schedule import folding, unfolding
-from convgen.schedule.recipes import default_schedule
+from convgen.schedule.recipes import folding, unfolding
+from convgen.schedule.recipes.default import default_schedule
 from convgen.schedule.schedule import parse_schedule
 from convgen.target import target
 

@@ -18,8 +18,8 @@ from convgen.ir.nodes import Kernel, Nest
 from convgen.ir.regions import loop_extent, loop_ranges
 from convgen.ir.simplify import Ranges, simplify_affine
 from convgen.schedule.access import in_loops, loads_of, strides_of, trips
+from convgen.schedule.cost.reuse import LINE
 from convgen.schedule.machine import FILLED, STAYS, Machine, machine_of
-from convgen.schedule.reuse import LINE
 from convgen.target import Target
 
 # Orders that cost little more than the best are as good; of them the one that moves least from

@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 from convgen.affine import Affine
 from convgen.errors import ScheduleError
 from convgen.ir.nodes import Kernel, Nest
-from convgen.schedule.choice import cheapest
 from convgen.schedule.directives import Directive, fuse, reorder, unfold
 from convgen.schedule.directives.base import find_nest
-from convgen.schedule.dots import LONG, dots, score_dot
 from convgen.schedule.facts import Facts, Operand, facts_of
-from convgen.schedule.folding import whole_cycles
 from convgen.schedule.machine import STAYS, Machine, machine_of
-from convgen.schedule.normalize import contiguous_pair
+from convgen.schedule.recipes.choice import cheapest
+from convgen.schedule.recipes.dots import LONG, dots, score_dot
+from convgen.schedule.recipes.folding import whole_cycles
+from convgen.schedule.recipes.normalize import contiguous_pair
 from convgen.schedule.tiles import Candidate
 from convgen.target import Target
 

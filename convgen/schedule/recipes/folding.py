@@ -18,7 +18,8 @@ from convgen.ir.nodes import Kernel, Load, Nest
 from convgen.ir.regions import axis_ranges
 from convgen.ir.sums import adds_up
 from convgen.schedule.access import in_loops, strides_of, vector_dtype
-from convgen.schedule.copies import cycles_ahead
+from convgen.schedule.cost.copies import cycles_ahead
+from convgen.schedule.cost.reuse import PAGE
 from convgen.schedule.directives import (
     Directive,
     carry,
@@ -31,8 +32,7 @@ from convgen.schedule.directives.fold import dims_of, factors_of, foldable
 from convgen.schedule.directives.order import fused
 from convgen.schedule.facts import Facts, Operand, facts_of
 from convgen.schedule.machine import STAYS, Machine, level_of, machine_of
-from convgen.schedule.normalize import contiguous_pair
-from convgen.schedule.reuse import PAGE
+from convgen.schedule.recipes.normalize import contiguous_pair
 from convgen.schedule.tiles import Candidate, tile_count
 from convgen.target import Target
 

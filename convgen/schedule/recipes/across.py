@@ -12,8 +12,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from convgen.schedule.copies import REUSED, pack_cycles
-from convgen.schedule.cost import (
+from convgen.schedule.cost.copies import REUSED, pack_cycles
+from convgen.schedule.cost.score import (
     OVERLAP,
     bandwidth_of,
     gather_cost,
@@ -21,9 +21,9 @@ from convgen.schedule.cost import (
     is_apart,
     share_run,
 )
-from convgen.schedule.dots import is_dot, score_dot
 from convgen.schedule.facts import Facts, Operand, axis_of
 from convgen.schedule.machine import Machine
+from convgen.schedule.recipes.dots import is_dot, score_dot
 from convgen.schedule.tiles import Candidate, chunks_of, heights
 
 TURNED = 5.0  # loads that the shuffles of a transposed vector take the time of

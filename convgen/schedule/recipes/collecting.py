@@ -19,9 +19,9 @@ from convgen.schedule.directives import Directive, collect
 from convgen.schedule.directives.collect import collected_from, kept_with, parted
 from convgen.schedule.directives.order import fused
 from convgen.schedule.facts import Facts, facts_of
-from convgen.schedule.folding import GAIN, PHASE, fold_instead, whole_cycles
 from convgen.schedule.machine import Machine, machine_of
-from convgen.schedule.normalize import contiguous_pair
+from convgen.schedule.recipes.folding import GAIN, PHASE, fold_instead, whole_cycles
+from convgen.schedule.recipes.normalize import contiguous_pair
 from convgen.schedule.tiles import Candidate
 from convgen.target import Target
 

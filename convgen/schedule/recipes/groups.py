@@ -10,11 +10,11 @@ from __future__ import annotations
 from convgen.affine import Affine
 from convgen.ir.nodes import Kernel, Nest
 from convgen.schedule.access import LONGEST, loads_of, offset_of, pattern_of, vector_dtype
-from convgen.schedule.choice import cheapest
 from convgen.schedule.directives import Directive, fuse
 from convgen.schedule.directives.base import find_nest
 from convgen.schedule.facts import facts_of
 from convgen.schedule.machine import machine_of
+from convgen.schedule.recipes.choice import cheapest
 from convgen.schedule.tiles import Candidate
 from convgen.target import Target
 

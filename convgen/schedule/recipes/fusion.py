@@ -32,7 +32,7 @@ from convgen.schedule.directives import (
 )
 from convgen.schedule.directives.together import Join, joinable, later_nests
 from convgen.schedule.machine import FILLED
-from convgen.schedule.streams import has_tasks, is_light, is_stream, iterations
+from convgen.schedule.recipes.streams import has_tasks, is_light, is_stream, iterations
 from convgen.target import Target
 
 CHEAP = 10  # operations of a map that is computed again for a second reader

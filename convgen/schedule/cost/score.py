@@ -11,12 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from convgen.schedule.access import vector_count
-from convgen.schedule.blocks import all_packed, block_cycles, blocks_of, streamed_cycles
-from convgen.schedule.copies import first_of, pack_choices, pack_cycles
-from convgen.schedule.facts import Facts, Operand
-from convgen.schedule.machine import STAYS, Machine, level_of, rates_for
-from convgen.schedule.peeling import share_at_edges
-from convgen.schedule.reuse import (
+from convgen.schedule.cost.blocks import all_packed, block_cycles, blocks_of, streamed_cycles
+from convgen.schedule.cost.copies import first_of, pack_choices, pack_cycles
+from convgen.schedule.cost.edges import share_at_edges
+from convgen.schedule.cost.reuse import (
     L1_WAYS,
     LINE,
     PAGE,
@@ -33,7 +31,9 @@ from convgen.schedule.reuse import (
     share_of_sets,
     torn,
 )
-from convgen.schedule.sharing import is_crowded, share_of_loads, share_outside, turn_cycles
+from convgen.schedule.cost.sharing import is_crowded, share_of_loads, share_outside, turn_cycles
+from convgen.schedule.facts import Facts, Operand
+from convgen.schedule.machine import STAYS, Machine, level_of, rates_for
 from convgen.schedule.skipping import LONG, share_inside
 from convgen.schedule.tiles import Candidate, chunks_of, is_masked, mean_height, run_of, tile_count
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 
 from convgen.ir.nodes import Nest
 from convgen.schedule.access import trips
+from convgen.schedule.cost.reuse import PAGE
 from convgen.schedule.directives import Directive, split
 from convgen.schedule.facts import Facts
 from convgen.schedule.machine import STAYS, level_of
-from convgen.schedule.reuse import PAGE
 from convgen.schedule.tiles import Candidate
 
 ROWS = 16  # of a panel

@@ -21,12 +21,12 @@ from convgen.schedule.access import (
     tile_sizes,
     trips,
 )
-from convgen.schedule.across import good_divisor, in_memory_order, rows_of
-from convgen.schedule.blocks import blocks_of, edges_along
-from convgen.schedule.choice import cheapest
-from convgen.schedule.collecting import summed_first
-from convgen.schedule.copies import copies_of
-from convgen.schedule.cost import is_long, weight
+from convgen.schedule.cost.blocks import blocks_of, edges_along
+from convgen.schedule.cost.copies import copies_of
+from convgen.schedule.cost.locality import best_order, stored_order
+from convgen.schedule.cost.passing import bytes_passed
+from convgen.schedule.cost.score import is_long, weight
+from convgen.schedule.cost.sharing import SHORT, SLIDING, UNROLLED, is_crowded
 from convgen.schedule.directives import (
     Directive,
     carry,
@@ -46,31 +46,31 @@ from convgen.schedule.directives.base import all_nests, find_nest
 from convgen.schedule.directives.collect import Collect
 from convgen.schedule.directives.mark import registers_needed
 from convgen.schedule.directives.split import best_cover
-from convgen.schedule.dots import by_rows, is_dot
 from convgen.schedule.facts import Facts, facts_of, windows_of
-from convgen.schedule.folding import folded_sum, whole_cycles
-from convgen.schedule.following import (
+from convgen.schedule.machine import machine_of
+from convgen.schedule.recipes.across import good_divisor, in_memory_order, rows_of
+from convgen.schedule.recipes.choice import cheapest
+from convgen.schedule.recipes.collecting import summed_first
+from convgen.schedule.recipes.dots import by_rows, is_dot
+from convgen.schedule.recipes.folding import folded_sum, whole_cycles
+from convgen.schedule.recipes.following import (
     ahead,
     follow_of,
     live_when_unrolled,
     slides_along,
     tests_when_unrolled,
 )
-from convgen.schedule.fusion import Fusion, finish_consumer
-from convgen.schedule.groups import through_groups
-from convgen.schedule.locality import best_order, stored_order
-from convgen.schedule.machine import machine_of
-from convgen.schedule.nesting import nested
-from convgen.schedule.normalize import backward_windows, contiguous_pair
-from convgen.schedule.panels import Panels, cuts_of, order_of, panels_of
-from convgen.schedule.parts import parts_instead
-from convgen.schedule.passing import bytes_passed
-from convgen.schedule.peeling import peels
+from convgen.schedule.recipes.fusion import Fusion, finish_consumer
+from convgen.schedule.recipes.groups import through_groups
+from convgen.schedule.recipes.nesting import nested
+from convgen.schedule.recipes.normalize import backward_windows, contiguous_pair
+from convgen.schedule.recipes.panels import Panels, cuts_of, order_of, panels_of
+from convgen.schedule.recipes.parts import parts_instead
+from convgen.schedule.recipes.peeling import peels
+from convgen.schedule.recipes.streams import stream
+from convgen.schedule.recipes.unfolding import unfolded
 from convgen.schedule.schedule import Schedule
-from convgen.schedule.sharing import SHORT, SLIDING, UNROLLED, is_crowded
-from convgen.schedule.streams import stream
 from convgen.schedule.tiles import Candidate
-from convgen.schedule.unfolding import unfolded
 from convgen.target import Target
 
 # Chunks of a sum that are written out.

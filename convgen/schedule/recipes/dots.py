@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from convgen.schedule.cost import idle_share
+from convgen.schedule.cost.score import idle_share
 from convgen.schedule.directives.split import best_cover
 from convgen.schedule.facts import Facts, Operand, axis_of
 from convgen.schedule.machine import Machine, level_of

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from convgen.ir.nodes import Kernel, Nest
-from convgen.schedule.across import across, score_across
-from convgen.schedule.alike import Names, names_of, renamed, without_names
-from convgen.schedule.blocks import in_blocks
-from convgen.schedule.bounds import least_cycles
-from convgen.schedule.cost import score
-from convgen.schedule.dots import dots
+from convgen.schedule.cost.alike import Names, names_of, renamed, without_names
+from convgen.schedule.cost.blocks import in_blocks
+from convgen.schedule.cost.bounds import least_cycles
+from convgen.schedule.cost.score import score
 from convgen.schedule.facts import Facts, facts_of
 from convgen.schedule.machine import Machine, machine_of
+from convgen.schedule.recipes.across import across, score_across
+from convgen.schedule.recipes.dots import dots
 from convgen.schedule.tiles import Candidate, tiles
 from convgen.target import Target
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from convgen.ir.nodes import Nest
 from convgen.schedule.access import in_loops
+from convgen.schedule.cost.reuse import LINE, share_of_sets
 from convgen.schedule.facts import Facts, Operand
 from convgen.schedule.machine import FILLED, Machine
-from convgen.schedule.reuse import LINE, share_of_sets
 from convgen.schedule.tiles import Candidate
 
 AHEAD = 0.35  # of a copy that is taken to serve many calls: as many are taken to make their own

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from convgen.ir.nodes import Kernel, Nest
 from convgen.ir.regions import loop_ranges
 from convgen.schedule.access import in_loops, loads_of
+from convgen.schedule.cost.reuse import LINE, PAGE
 from convgen.schedule.facts import Facts, Operand
 from convgen.schedule.machine import FILLED, STAYS, Machine, level_of
-from convgen.schedule.reuse import LINE, PAGE
 from convgen.schedule.tiles import Candidate, tile_count
 
 TASKS = 8  # shares of the tiles, each with states of its own

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from convgen.ir.nodes import Buffer, Kernel, Nest
 from convgen.ir.regions import loop_ranges
 from convgen.schedule.access import in_loops, trips
-from convgen.schedule.copies import AHEAD, Copy
+from convgen.schedule.cost.copies import AHEAD, Copy
 from convgen.schedule.directives.pack import block_size
 
 

@@ -14,9 +14,9 @@ from convgen.errors import ScheduleError
 from convgen.ir.layout import size_in_elements
 from convgen.ir.nodes import Kernel, Nest
 from convgen.schedule.access import loads_of
+from convgen.schedule.cost.locality import waiting_cycles
 from convgen.schedule.directives import Directive, partial
-from convgen.schedule.locality import waiting_cycles
-from convgen.schedule.streams import is_light
+from convgen.schedule.recipes.streams import is_light
 from convgen.target import Target
 
 GAIN = 0.6  # of the cycles for which caches and memory are waited, that sums of rows may take

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 
 from convgen.schedule.access import vector_count
-from convgen.schedule.cost import (
+from convgen.schedule.cost.score import (
     STARTED,
     NestCycles,
     TileCycles,

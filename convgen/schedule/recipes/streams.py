@@ -22,6 +22,7 @@ from convgen.ir.nodes import Kernel, Nest
 from convgen.ir.regions import footprint_of_loads, loop_ranges
 from convgen.ir.visit import loads
 from convgen.schedule.access import in_loops, loads_of, strides_of, vector_dtype
+from convgen.schedule.cost.reuse import PAGE
 from convgen.schedule.directives import (
     Directive,
     carry,
@@ -34,7 +35,6 @@ from convgen.schedule.directives import (
 )
 from convgen.schedule.facts import facts_of
 from convgen.schedule.machine import STAYS
-from convgen.schedule.reuse import PAGE
 from convgen.target import Target
 
 REUSE = 16  # times an element may be read in a nest that is still bound by its bytes
