@@ -56,14 +56,7 @@ class Unroll(Directive):
     def check_nest(self, nest: Nest, kernel: Kernel, target: Target) -> None:
         loop = self.loop(nest, self.axis)
         _check_unmarked(self, nest, loop)
-        if loop.segments:
-            self.refuse(
-                nest,
-                f"{self.axis} runs over the segments of a cover or peel",
-                expected="a plain loop",
-                got=self.axis,
-                hint=f"unroll({loop.inner})",
-            )
+        _check_plain(self, nest, loop)
         if self.steps < 0 or self.steps > loop.extent:
             self.refuse(
                 nest,
@@ -112,14 +105,7 @@ class Vectorize(Directive):
     def check_nest(self, nest: Nest, kernel: Kernel, target: Target) -> None:
         loop = self.loop(nest, self.axis)
         _check_unmarked(self, nest, loop)
-        if loop.segments:
-            self.refuse(
-                nest,
-                f"{self.axis} runs over the segments of a cover or peel",
-                expected="a plain loop",
-                got=self.axis,
-                hint=f"vectorize({loop.inner})",
-            )
+        _check_plain(self, nest, loop)
         others = [o.name for o in nest.loops if o.kind is LoopKind.VECTOR and _meets(o, loop)]
         if others:
             self.refuse(
@@ -360,14 +346,7 @@ class Rfactor(Directive):
             self.refuse(
                 nest, f"{self.axis} is an output loop", expected="a reduce loop", got=self.axis
             )
-        if loop.segments:
-            self.refuse(
-                nest,
-                f"{self.axis} runs over the segments of a cover or peel",
-                expected="a plain loop",
-                got=self.axis,
-                hint=f"rfactor({loop.inner})",
-            )
+        _check_plain(self, nest, loop)
         for number, reduce in enumerate(nest.reduces):
             if nest.leader(number) == loop.reduce:
                 self._check_reduce(nest, reduce, loop)
@@ -469,6 +448,17 @@ def _check_unmarked(directive: Directive, nest: Nest, loop: Loop) -> None:
             f"{loop.name} is marked already",
             expected="a serial loop",
             got=f"{loop.name} ({kind})",
+        )
+
+
+def _check_plain(directive: Directive, nest: Nest, loop: Loop) -> None:
+    if loop.segments:
+        directive.refuse(
+            nest,
+            f"{loop.name} runs over the segments of a cover or peel",
+            expected="a plain loop",
+            got=loop.name,
+            hint=f"{directive.keyword}({loop.inner})",
         )
 
 
