@@ -7,6 +7,7 @@ directive names are all there is.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import re
 from collections.abc import Callable
@@ -100,20 +101,21 @@ class _Scanner:
             return self.tokens[0][1]
         return ""
 
-    def fail(self, expected: str, got: str) -> None:
+    def fail(self, expected: str, got: str, hint: str = "split(x, 4); vectorize(x_in)") -> None:
         raise ScheduleError(
             "this is not a schedule",
             expected=expected,
             got=got if got == "the end" else repr(got),
             where=self.line.strip(),
-            hint="split(x, 4); vectorize(x_in)",
+            hint=hint,
         )
 
 
 def _directive(scanner: _Scanner, nest: str) -> Directive:
     kind, word = scanner.next()
     if kind != "name" or word not in _TABLE:
-        scanner.fail("one of " + " ".join(_TABLE), word)
+        near = difflib.get_close_matches(word.lower(), _TABLE, n=1, cutoff=0.75)
+        scanner.fail("one of " + " ".join(_TABLE), word, *(f"{name}(...)" for name in near))
     scanner.take("(")
     positional: list[str | int | bool] = []
     named: dict[str, str | int | bool] = {}

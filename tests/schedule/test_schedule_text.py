@@ -64,8 +64,10 @@ def test_the_example_of_the_manual() -> None:
             "spilt(x, 4): this is not a schedule; expected one of split cover peel reorder fuse "
             "reverse unroll vectorize parallel carry rfactor pack unfold fold collect compute_at "
             "inline join partial, "
-            "got 'spilt'; try split(x, 4); vectorize(x_in)",
+            "got 'spilt'; try split(...)",
         ),
+        ("Vectorise(x)", "got 'Vectorise'; try vectorize(...)"),
+        ("tile(x, 4)", "got 'tile'; try split(x, 4); vectorize(x_in)"),
         ("split(x, 4", "expected ',', got the end"),
         ("split(x, 4) unroll(x)", "expected ';', got 'unroll'"),
         ("split(x, four)", "expected split(axis, factor, tail) with factor a int, got 'four'"),
