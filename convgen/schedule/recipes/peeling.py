@@ -60,6 +60,7 @@ def _outside(
         if edge is not None
         and edge.kind not in ("omit", "halo")
         and name in (place := in_loops(nest, index)).names()
+        and place.names() <= ranges.keys()  # others are loops that this nest stands in
         and any(n in tile for n in place.names())
     ]
     count = 0
