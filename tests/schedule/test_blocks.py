@@ -16,8 +16,10 @@ from convgen.schedule.cost.blocks import blocks_of, bytes_of_block, edges_along,
 from convgen.schedule.facts import facts_of
 from convgen.schedule.machine import machine_of
 from convgen.schedule.predict import predict
-from convgen.schedule.recipes import default as recipes
+from convgen.schedule.recipes import default as whole_kernel
+from convgen.schedule.recipes import nest as one_nest
 from convgen.schedule.recipes.choice import candidates
+from convgen.schedule.recipes.default import default_schedule
 from convgen.schedule.tiles import Candidate
 from convgen.target import target
 from convgen.types import f32
@@ -67,8 +69,9 @@ def test_every_way_in_blocks_is_legal_and_right(
         def chosen(*_: object, one: Candidate = one) -> Candidate:
             return one
 
-        monkeypatch.setattr(recipes, "cheapest", chosen)
-        schedule = recipes.default_schedule(subject, machine)
+        for room in (whole_kernel, one_nest):
+            monkeypatch.setattr(room, "cheapest", chosen)
+        schedule = default_schedule(subject, machine)
         scheduled = schedule.apply(subject, machine)
         (done,) = scheduled.nests()
         assert around_tiles(done) and not [b for b in scheduled.buffers if b.role == "packed"]
@@ -158,8 +161,9 @@ def test_one_long_loop_is_cut_into_blocks(monkeypatch: pytest.MonkeyPatch, where
     def chosen(*_: object) -> Candidate:
         return one
 
-    monkeypatch.setattr(recipes, "cheapest", chosen)
-    schedule = recipes.default_schedule(small, machine)
+    for room in (whole_kernel, one_nest):
+        monkeypatch.setattr(room, "cheapest", chosen)
+    schedule = default_schedule(small, machine)
     assert "split(p, 48)" in str(schedule) and "reorder(" in str(schedule)
     chance = np.random.default_rng(3)
     arrays = {
